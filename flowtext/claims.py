@@ -1,0 +1,52 @@
+"""Claims: sentences of the book that a cell decides, in the open."""
+
+import json
+import operator
+import os
+
+import torch
+from IPython.display import display
+
+RELATIONS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def claim(
+    name: str,
+    value: float,
+    relation: str,
+    bound: float,
+    *,
+    wrong: float,
+    seeds: tuple[int, ...] = (0,),
+) -> None:
+    """Assert that value stands in the relation to bound, and that wrong does not.
+
+    `wrong` is the same measurement on a known-wrong case: a claim must be able to
+    fail. Raises AssertionError if the claim is false, ValueError if it cannot fail.
+    The record goes into the output's metadata and to the file $FLOWTEXT_CLAIMS.
+    """
+    if relation not in RELATIONS:
+        raise ValueError(f"got relation {relation!r}, expected one of {[*RELATIONS]}")
+    value, bound, wrong = float(value), float(bound), float(wrong)
+    holds = RELATIONS[relation]
+    if not holds(value, bound):
+        raise AssertionError(f"claim {name}: {value:.6g} {relation} {bound:.6g} fails")
+    if holds(wrong, bound):
+        hint = "the wrong case passes too, so the claim says nothing"
+        raise ValueError(f"claim {name}: {wrong:.6g} {relation} {bound:.6g}; {hint}")
+    record = {"claim": name, "value": value, "relation": relation, "bound": bound}
+    record |= {"wrong": wrong, "seeds": list(seeds), "device": _device()}
+    if path := os.environ.get("FLOWTEXT_CLAIMS"):
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+    line = f"claim {name}: holds"
+    display({"text/plain": line}, metadata={"flowtext": record}, raw=True)
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,64 @@
+"""Shapes that everything speaks, and the checks at the door."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+State = Float[Tensor, "b *d"]
+Time = Float[Tensor, " b"]
+
+Velocity = Callable[[State, Time], State]
+FlowMap = Callable[[State, Time, Time], State]
+
+
+def expand(t: Time, x: State) -> Float[Tensor, "b *ones"]:
+    """One time a sample, shaped to multiply a state: (b,) becomes (b, 1, ..., 1)."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_state(x: State, dim: int | None = None) -> None:
+    """Refuse a state that is not (b, ...), not (b, dim) if dim is given, or not finite.
+
+    Raises ValueError that says what was got and what was expected.
+    """
+    if not torch.is_tensor(x) or not x.is_floating_point():
+        kind = x.dtype if torch.is_tensor(x) else type(x).__name__
+        raise ValueError(f"got a state of {kind}, expected a floating-point tensor")
+    if dim is None and x.ndim < 2:
+        raise ValueError(f"got a state of shape {tuple(x.shape)}, expected (b, d)")
+    if dim is not None and (x.ndim != 2 or x.shape[1] != dim):
+        raise ValueError(f"got a state of shape {tuple(x.shape)}, expected (b, {dim})")
+    _check_finite("a state", x)
+
+
+def check_time(t: Time, x: State) -> None:
+    """Refuse a time that is not one number a sample in [0, 1].
+
+    Raises ValueError that says what was got and what was expected.
+    """
+    if not torch.is_tensor(t) or not t.is_floating_point():
+        kind = t.dtype if torch.is_tensor(t) else type(t).__name__
+        raise ValueError(f"got a time of {kind}, expected a floating-point tensor")
+    if t.shape != x.shape[:1]:
+        wanted = f"({len(x)},): one time a sample"
+        raise ValueError(f"got times of shape {tuple(t.shape)}, expected {wanted}")
+    _check_finite("a time", t)
+    slack = 8 * torch.finfo(t.dtype).eps  # the last step's t + h may round past 1
+    if _any((t < -slack) | (t > 1 + slack)):
+        low, high = float(t.min()), float(t.max())
+        raise ValueError(f"got times from {low:g} to {high:g}, expected [0, 1]")
+
+
+def _check_finite(what: str, x: Tensor) -> None:
+    if _any(~torch.isfinite(x)):
+        raise ValueError(f"got {what} with NaN or infinity, expected finite numbers")
+
+
+def _any(condition: Tensor) -> bool:
+    """Whether any entry holds; False under vmap, where values cannot be read."""
+    try:
+        return bool(condition.any())
+    except RuntimeError:
+        return False

@@ -1,0 +1,83 @@
+"""Fixtures: one thread, fixed noise, and the exact worlds that every law is tried on."""
+
+import math
+
+import pytest
+import torch
+
+from flowtext.paths import Path, linear
+from flowtext.worlds import Gaussian, Mixture
+
+torch.set_num_threads(1)
+
+cosine = Path(
+    alpha=lambda t: torch.sin(math.pi / 2 * t),
+    sigma=lambda t: torch.cos(math.pi / 2 * t),
+)
+
+
+def double(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def eight_modes() -> Mixture:
+    """The book's world: eight modes on a circle, some four times as heavy."""
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    weights = double(1, 2, 3, 4, 4, 3, 2, 1)
+    return Mixture(means, torch.full_like(weights, 0.15), weights / weights.sum())
+
+
+GAUSSIANS = {
+    "gaussian 1-d": Gaussian(double(1.0), double([0.25])),
+    "gaussian 3-d": Gaussian(
+        double(0.5, -1, 2), double([1.0, 0.4, 0.1], [0.4, 0.6, 0], [0.1, 0, 2])
+    ),
+}
+MIXTURES = {
+    "mixture 1-d": Mixture(double([-2.0], [1.5]), double(0.3, 0.5), double(0.4, 0.6)),
+    "mixture 2-d": eight_modes(),
+    "mixture 3-d": Mixture(
+        double([0.0, 1, 2], [2, -1, 0], [-1, 0, -1]),
+        double(0.4, 0.7, 1.1),
+        double(0.5, 0.3, 0.2),
+    ),
+}
+PATHS = {"linear": linear, "cosine": cosine}
+
+
+def named(table: dict):
+    return pytest.fixture(params=table.values(), ids=table.keys())
+
+
+@named(PATHS)
+def path(request):
+    return request.param
+
+
+@named(GAUSSIANS | MIXTURES)
+def world(request):
+    return request.param
+
+
+@named(GAUSSIANS)
+def gaussian(request):
+    return request.param
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def cloud(world, generator):
+    """Sixty-four points and times in the bulk: (x, t)."""
+    return points(world, generator)
+
+
+def points(world, generator, n=64):
+    x1 = world.sample(n, generator)
+    x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype)
+    t = 0.05 + 0.9 * torch.rand(n, generator=generator, dtype=x1.dtype)
+    return linear.at(x0, x1, t).x, t
