@@ -21,7 +21,7 @@ def euler(v: Velocity, x: State, t: Time, h: float) -> State:
 
 
 def heun(v: Velocity, x: State, t: Time, h: float) -> State:
-    """Two calls: the mean of the velocities at both ends. Order 2. Source: Heun 1900."""
+    """Two calls: the mean velocity of both ends. Order 2. Source: Heun 1900."""
     start = v(x, t)
     end = v(x + h * start, t + h)
     return x + h * (start + end) / 2
