@@ -34,10 +34,8 @@ class Gaussian:
             raise ValueError("got a cov that is not symmetric, expected cov = cov.T")
         smallest = float(torch.linalg.eigvalsh(self.cov)[0])
         if not smallest > 0:
-            wanted = "positive definite"
-            raise ValueError(
-                f"got cov with eigenvalue {smallest:.3g}, expected {wanted}"
-            )
+            got = f"cov with eigenvalue {smallest:.3g}"
+            raise ValueError(f"got {got}, expected positive definite")
 
     def sample(self, n: int, generator: Generator | None = None) -> State:
         """n draws of data, shape (n, d)."""
@@ -221,10 +219,8 @@ def _normal(shape: tuple, like: Tensor, generator: Generator | None) -> Tensor:
 
 def _finite(name: str, value: Tensor, ndim: int) -> Tensor:
     if value.ndim != ndim or len(value) == 0:
-        shape = tuple(value.shape)
-        raise ValueError(
-            f"got {name} of shape {shape}, expected {ndim} axes, not empty"
-        )
+        got = f"{name} of shape {tuple(value.shape)}"
+        raise ValueError(f"got {got}, expected {ndim} axes, none of them empty")
     if not torch.isfinite(value).all():
         raise ValueError(f"got {name} with NaN or infinity, expected finite numbers")
     return value

@@ -1,4 +1,4 @@
-"""Fixtures: one thread, fixed noise, and the exact worlds that every law is tried on."""
+"""Fixtures: one thread, fixed noise, and the exact worlds every law is tried on."""
 
 import math
 

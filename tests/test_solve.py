@@ -107,18 +107,19 @@ def test_states_keep_their_dtype():
 
 def test_the_reference_runs_both_ways_and_each_sample_at_its_own_times(world):
     generator = torch.Generator().manual_seed(6)
-    x, s = points(world, generator, 16)
-    t = torch.rand(16, generator=generator, dtype=s.dtype)
+    x, s = points(world, generator, 4)
+    t = torch.rand(4, generator=generator, dtype=s.dtype)
     v = world.velocity(linear)
     assert (reference(v, reference(v, x, s, t), t, s) - x).abs().max() < 1e-7
     alone = torch.cat(
-        [reference(v, x[i : i + 1], s[i : i + 1], t[i : i + 1]) for i in range(16)]
+        [reference(v, x[i : i + 1], s[i : i + 1], t[i : i + 1]) for i in range(4)]
     )
     assert (reference(v, x, s, t) - alone).abs().max() < 1e-7
 
 
 def test_the_reference_agrees_with_torchdiffeq():
     v, x = MIXTURES["mixture 3-d"].velocity(linear), noise(32, 3)
-    times = torch.tensor([0.0, 1.0]).double()
+    start, end = torch.zeros(32).double(), torch.full((32,), 0.9).double()
+    times = torch.tensor([0.0, 0.9]).double()  # their steps may reach past the end
     theirs = odeint(lambda t, y: v(y, t.expand(32)), x, times, rtol=1e-11, atol=1e-12)
-    assert (reference(v, x, *whole(32)) - theirs[-1]).abs().max() < 1e-8
+    assert (reference(v, x, start, end) - theirs[-1]).abs().max() < 1e-8

@@ -32,10 +32,9 @@ def test_the_density_is_the_one_that_torch_distributions_gives(path):
     for i in range(len(x)):
         scale = (a[i] ** 2 * world.stds**2 + s[i] ** 2).sqrt()
         modes = distributions.Normal(a[i] * world.means, scale[:, None])
-        mixture = distributions.MixtureSameFamily(
-            distributions.Categorical(world.weights),
-            distributions.Independent(modes, 1),
-        )
+        modes = distributions.Independent(modes, 1)
+        shares = distributions.Categorical(world.weights)
+        mixture = distributions.MixtureSameFamily(shares, modes)
         got = world.log_density(path)(x[i : i + 1], t[i : i + 1])
         assert torch.allclose(got[0], mixture.log_prob(x[i]), atol=1e-12)
     world = GAUSSIANS["gaussian 3-d"]
