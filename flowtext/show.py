@@ -120,11 +120,11 @@ def _cell(value: object) -> str:
 
 
 def _png(fig: Figure, dpi: int) -> bytes:
-    """The figure as a small PNG of 64 colours, opaque; the figure is closed."""
+    """The figure as a small PNG of 256 colours, opaque; the figure is closed."""
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, dpi=dpi, facecolor="white")
     plt.close(fig)
-    Image.open(raw).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    Image.open(raw).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

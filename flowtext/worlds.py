@@ -204,6 +204,17 @@ class Mixture:
         return self.weights.log() + _log_normal(z) - x.shape[1] * scale.log()
 
 
+def eight_modes() -> Mixture:
+    """The book's own world: eight modes on a circle, some four times as heavy.
+
+    Radius 2, standard deviation 0.15, weights 1:2:3:4:4:3:2:1, in float64.
+    """
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    weights = torch.tensor([1, 2, 3, 4, 4, 3, 2, 1], dtype=torch.float64)
+    return Mixture(means, torch.full_like(weights, 0.15), weights / weights.sum())
+
+
 def _mean(share: Float[Tensor, "b k"], each: Float[Tensor, "b k d"]) -> State:
     """The average over modes of one vector a mode."""
     return torch.einsum("bk,bkd->bd", share, each)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowtext.paths import Path, linear
-from flowtext.worlds import Gaussian, Mixture
+from flowtext.worlds import Gaussian, Mixture, eight_modes
 
 torch.set_num_threads(1)
 
@@ -18,14 +18,6 @@ cosine = Path(
 
 def double(*rows):
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def eight_modes() -> Mixture:
-    """The book's world: eight modes on a circle, some four times as heavy."""
-    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    weights = double(1, 2, 3, 4, 4, 3, 2, 1)
-    return Mixture(means, torch.full_like(weights, 0.15), weights / weights.sum())
 
 
 GAUSSIANS = {

@@ -8,11 +8,11 @@ import re
 import jaxtyping
 import pytest
 import torch
-from conftest import double, eight_modes
+from conftest import double
 
 from flowtext.paths import linear
 from flowtext.solve import euler, grid, integrate, reference
-from flowtext.worlds import Gaussian, Mixture
+from flowtext.worlds import Gaussian, Mixture, eight_modes
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import MIXTURES, eight_modes, points
+from conftest import MIXTURES, points
 from torchdiffeq import odeint
 
 from flowtext.paths import linear
@@ -17,6 +17,7 @@ from flowtext.solve import (
     rk4,
     trajectory,
 )
+from flowtext.worlds import eight_modes
 
 CALLS = {euler: 1, heun: 2, rk4: 4}
 ORDER = {euler: 1, heun: 2, rk4: 4}

@@ -1,13 +1,14 @@
 """The identities of the exact worlds, each against something independent of it."""
 
 import torch
-from conftest import GAUSSIANS, MIXTURES, eight_modes, points
+from conftest import GAUSSIANS, MIXTURES, points
 from torch import distributions
 from torch.func import jacrev, vmap
 
 from flowtext.paths import linear
 from flowtext.solve import reference
 from flowtext.tensors import expand
+from flowtext.worlds import eight_modes
 
 
 def jacobian(f, x, *times):
