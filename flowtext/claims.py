@@ -3,6 +3,7 @@
 import json
 import operator
 import os
+from typing import SupportsFloat
 
 import torch
 from IPython.display import display
@@ -17,11 +18,11 @@ RELATIONS = {
 
 def claim(
     name: str,
-    value: float,
+    value: SupportsFloat,
     relation: str,
-    bound: float,
+    bound: SupportsFloat,
     *,
-    wrong: float,
+    wrong: SupportsFloat,
     seeds: tuple[int, ...] = (0,),
 ) -> None:
     """Assert that value stands in the relation to bound, and that wrong does not.

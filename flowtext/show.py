@@ -25,15 +25,22 @@ plt.rcParams.update(
         "axes.prop_cycle": plt.cycler(color=CYCLE),
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "font.size": 12,
+        "font.size": 13,
         "legend.frameon": False,
     }
 )
 
 
-def panels(columns: int = 1, height: float = 3.2, **options):
-    """A figure of the book's width and its axes, one or a row of them."""
-    return plt.subplots(1, columns, figsize=(6.4, height), **options)
+def panels(rows: int = 1, columns: int = 1, height: float = 3.6, **options):
+    """A figure of the book's width, readable on a phone, and its axes."""
+    return plt.subplots(rows, columns, figsize=(5.6, height), **options)
+
+
+def legend(ax: Axes, columns: int = 2) -> Axes:
+    """A legend under the axes, where it hides nothing."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    ax.legend(ncol=columns, fontsize="small", columnspacing=1, **place)
+    return ax
 
 
 def cloud(ax: Axes, x: Tensor, **style) -> Axes:
@@ -68,7 +75,7 @@ def curve(ax: Axes, x: Sequence, y: Sequence, label: str, marker: str, **style) 
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Display rows as a table; numbers to three digits, the first column as names."""
+    """Display rows as a table; numbers to two digits, the first column as names."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     lines += [[_cell(value) for value in row] for row in rows]
     display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
@@ -116,7 +123,7 @@ def frames(
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _png(fig: Figure, dpi: int) -> bytes:

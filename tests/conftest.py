@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
 
 from flowtext.paths import Path, linear
 from flowtext.worlds import Gaussian, Mixture, eight_modes
@@ -73,3 +75,13 @@ def points(world, generator, n=64):
     x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype)
     t = 0.05 + 0.9 * torch.rand(n, generator=generator, dtype=x1.dtype)
     return linear.at(x0, x1, t).x, t
+
+
+@pytest.fixture
+def shown():
+    """What `display` sends to a notebook."""
+    shell = InteractiveShell.instance()
+    shell.display_pub, before = CapturingDisplayPublisher(), shell.display_pub
+    yield shell.display_pub.outputs
+    shell.display_pub = before
+    InteractiveShell.clear_instance()

@@ -59,7 +59,9 @@ def outputs(notebook: nbformat.NotebookNode):
 
 def claims(notebook: nbformat.NotebookNode) -> list[dict]:
     """The records of the claims that the notebook's outputs hold."""
-    found = (output.get("metadata", {}).get("flowtext") for _, output in outputs(notebook))
+    found = (
+        output.get("metadata", {}).get("flowtext") for _, output in outputs(notebook)
+    )
     return [record for record in found if record]
 
 

@@ -31,7 +31,7 @@ def background(ax) -> None:
     tracks = torch.stack(list(trajectory(v, STARTS, grid(200), rk4)))[..., 0]
     show.threads(ax, grid(200)[:, None].expand(-1, 9), tracks, lw=0.8)
     ax.set(xticks=[0, 1], xticklabels=["noise", "data"], yticks=[], xlim=(-0.05, 1.05))
-    ax.tick_params(labelsize=10)
+    ax.tick_params(labelsize=9)
     ax.spines[:].set_visible(False)
 
 
@@ -39,16 +39,16 @@ v = WORLD.velocity(linear)
 
 
 def main() -> None:
-    fig, axes = show.panels(3, height=2.6)
+    fig, axes = show.panels(1, 3, height=2.4)
     start = STARTS[[6]]
     many = torch.stack(list(trajectory(v, start, grid(12), euler)))[:, 0]
     walked = torch.cat([grid(12)[:, None], many], 1)
     true = torch.stack(list(trajectory(v, start, grid(200), rk4)))[:, 0]
     ends = torch.cat([grid(200)[[0, -1], None], true[[0, -1]]], 1)
-    titles = "solve: many calls", "learn the velocity", "learn the jump: one call"
+    titles = "solve: many calls", "learn the velocity", "learn the jump: one"
     for ax, title in zip(axes, titles, strict=True):
         background(ax)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=9)
     axes[0].plot(*walked.T, "o-", color=show.ORANGE, ms=4, lw=1.5)
     t = torch.linspace(0.04, 0.9, 8).double().repeat_interleave(8)
     x = torch.linspace(-2.6, 2.6, 8).double().repeat(8)[:, None]
@@ -59,7 +59,7 @@ def main() -> None:
     style |= {"connectionstyle": "arc3,rad=-0.25", "shrinkA": 0, "shrinkB": 0}
     axes[2].annotate("", ends[1], ends[0], arrowprops=style)
     axes[2].plot(*ends.T, "D", color=show.GREEN, ms=6)
-    fig.savefig(book.BOOK / "_static" / "cover.png", dpi=160)
+    fig.savefig(book.BOOK / "_static" / "cover.png", dpi=180)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def stale(path: Path) -> str:
 
 
 def run(path: Path) -> str:
-    """Execute a chapter, store its outputs and its stamp; return a line that says so."""
+    """Execute a chapter and store its outputs and its stamp; return what to print."""
     notebook = book.read(path)
     client = NotebookClient(
         notebook,

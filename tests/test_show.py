@@ -1,0 +1,82 @@
+import io
+import re
+from base64 import b64decode
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowtext import show
+
+
+def figure():
+    fig, ax = show.panels()
+    show.cloud(ax, torch.randn(10, 2), label="points")
+    show.threads(ax, torch.rand(5, 3), torch.rand(5, 3), label="tracks")
+    show.arrows(ax, torch.rand(3, 2), torch.rand(3, 2))
+    show.curve(ax, [1, 2], [3, 4], "curve", "o")
+    show.legend(ax)
+    return fig
+
+
+def test_a_picture_carries_its_alt_text_and_an_opaque_background(shown):
+    show.picture(figure(), "Ten points, three tracks, three arrows and a curve.")
+    (output,) = shown
+    assert output["metadata"]["image/png"]["alt"].startswith("Ten points")
+    assert output["data"]["text/plain"].startswith("Ten points")
+    image = Image.open(io.BytesIO(b64decode(output["data"]["image/png"])))
+    corner = np.asarray(image.convert("RGBA"))[0, 0]
+    assert corner.tolist() == [255, 255, 255, 255]
+
+
+def test_a_picture_without_alt_text_is_refused():
+    with pytest.raises(ValueError, match="got an empty alt text"):
+        show.picture(figure(), " ")
+
+
+def test_frames_are_one_piece_of_html_that_needs_no_network(shown):
+    def draw(ax, value):
+        ax.plot([0, value])
+
+    show.frames(draw, [0.0, 0.5, 1.0], label="time t", alt='A "line" that rises.')
+    page = shown[0]["data"]["text/html"]
+    assert "http" not in page
+    assert 'alt="A &quot;line&quot; that rises."' in page
+    assert page.count("<script>") == 1
+    assert re.search(r'type="range" min="0" max="2" value="0"', page)
+    label = re.search(r'<label for="([^"]+)">time t</label>', page)[1]
+    assert f'<input id="{label}"' in page
+    stills = re.search(r"stills = (\[.*?\]);", page, re.S)[1]
+    assert stills.count("'") == 6
+    assert 'src="data:image/png;base64,' in page
+
+
+def test_frames_need_something_to_draw():
+    with pytest.raises(ValueError, match="got no values"):
+        show.frames(lambda ax, value: None, [], label="t", alt="nothing")
+
+
+def test_a_table_rounds_numbers_and_keeps_names(shown):
+    show.table(("name", "error"), [("euler", 0.012345), ("calls", 16)])
+    text = shown[0]["data"]["text/markdown"]
+    assert text.splitlines() == [
+        "| name | error |",
+        "| --- | ---: |",
+        "| euler | 0.012 |",
+        "| calls | 16 |",
+    ]
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        c / 12.92 if c <= 0.04 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_line_colours_stand_out_on_white():
+    """Contrast of at least 3 to 1, as the accessibility guidelines ask of graphics."""
+    for colour in (show.BLUE, show.ORANGE, show.GREEN, show.BLACK, show.GREY):
+        assert 1.05 / (luminance(colour) + 0.05) >= 3, colour
