@@ -17,6 +17,12 @@ cosine = Path(
     sigma=lambda t: torch.cos(math.pi / 2 * t),
 )
 
+# A picture of one point, for notebooks and pages that are bad on purpose.
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGA"
+    "hKmMIQAAAABJRU5ErkJggg=="
+)
+
 
 def double(*rows):
     return torch.tensor(rows, dtype=torch.float64)
