@@ -33,6 +33,7 @@ def claim(
     """
     if relation not in RELATIONS:
         raise ValueError(f"got relation {relation!r}, expected one of {[*RELATIONS]}")
+    device = _device(value)
     value, bound, wrong = float(value), float(bound), float(wrong)
     holds = RELATIONS[relation]
     if not holds(value, bound):
@@ -41,7 +42,7 @@ def claim(
         hint = "the wrong case passes too, so the claim says nothing"
         raise ValueError(f"claim {name}: {wrong:.6g} {relation} {bound:.6g}; {hint}")
     record = {"claim": name, "value": value, "relation": relation, "bound": bound}
-    record |= {"wrong": wrong, "seeds": list(seeds), "device": _device()}
+    record |= {"wrong": wrong, "seeds": list(seeds), "device": device}
     if path := os.environ.get("FLOWTEXT_CLAIMS"):
         with open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -49,5 +50,7 @@ def claim(
     display({"text/plain": line}, metadata={"flowtext": record}, raw=True)
 
 
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _device(value: SupportsFloat) -> str:
+    """Where a measured tensor lives; plain numbers count as the CPU's."""
+    on_gpu = torch.is_tensor(value) and value.is_cuda
+    return torch.cuda.get_device_name(value.device) if on_gpu else "cpu"

@@ -38,7 +38,7 @@ def panels(rows: int = 1, columns: int = 1, height: float = 3.6, **options):
 
 def legend(ax: Axes, columns: int = 2) -> Axes:
     """A legend under the axes, where it hides nothing."""
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
     ax.legend(ncol=columns, fontsize="small", columnspacing=1, **place)
     return ax
 

@@ -62,7 +62,7 @@ def claims() -> str:
     return f"""{NOTE}
 # Claims
 
-Every claim that a chapter makes, as measured when it last ran. A claim is a cell: it
+Every claim cell of the chapters, as measured when it last ran. It
 computes a value and asserts that it stands in the stated relation to the bound. Beside
 it, the same measurement on a case that is known to be wrong must break the bound. Each
 run of the tests repeats the claims and compares the values with these.
