@@ -31,7 +31,7 @@ test: $(READY)  ## prove everything: style, laws, mutants, every chapter, every 
 	$(BIN)/ruff format --check .
 	$(PYTEST) -n 2 -m "not site and not live"
 	$(MAKE) book
-	$(PYTEST) -m site
+	$(PYTEST) -n 2 -m site
 	$(BIN)/python -m tools.solutions _build/nbval
 	rm -f _build/claims.jsonl
 	FLOWTEXT_CLAIMS=$(CURDIR)/_build/claims.jsonl $(PYTEST) -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 _build/nbval

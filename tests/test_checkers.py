@@ -280,7 +280,7 @@ def built(tmp_path):
 PAGES = {
     "raw maths": (("Words", "Words $x$"), "raw maths"),
     "a table as text": (("Words", "| a | b |"), "a table that is a paragraph"),
-    "an image that is gone": (("a.png", "b.png"), "a missing image"),
+    "an image that is gone": (("a.png", "b.png"), "a request for a missing file"),
     "alt is a file name": (
         ("A curve that falls by half.", "a.png"),
         "without alt text",

@@ -40,17 +40,17 @@ def problems(site: Path, names: list[str]) -> list[str]:
 
 def on_page(page: BeautifulSoup, path: Path, site: Path) -> list[str]:
     """Problems of one page."""
-    found = outside(page)
+    found = fetches(page, path)
     article = page.find("article") or page
-    found += images(article, path)
+    found += images(article)
     for link in article.find_all("a", href=True):
         if not reachable(link["href"], path, page):
             found.append(f"a link to nowhere, {link['href']}")
     return found + text(article)
 
 
-def outside(page: BeautifulSoup) -> list[str]:
-    """What the page would fetch from another host."""
+def fetches(page: BeautifulSoup, path: Path) -> list[str]:
+    """What the page would fetch from another host, or in vain."""
     found = []
     for kind, attribute in FETCHED:
         for tag in page.find_all(kind, **{attribute: True}):
@@ -58,17 +58,19 @@ def outside(page: BeautifulSoup) -> list[str]:
             fetched = not HARMLESS & set(tag.get("rel", []))
             if parts.netloc and fetched:
                 found.append(f"a request to an outside host, {tag[attribute][:80]}")
+            elif (
+                fetched and not parts.scheme and not (path.parent / parts.path).exists()
+            ):
+                found.append(f"a request for a missing file, {parts.path}")
     return found
 
 
-def images(article: Tag, path: Path) -> list[str]:
-    """Images that are missing, or that say nothing to who cannot see them."""
+def images(article: Tag) -> list[str]:
+    """Images that say nothing to who cannot see them."""
     found = []
     for image in article.find_all("img"):
         source, alt = image["src"], image.get("alt", "")
         name = Path(urlsplit(source).path).name
-        if not source.startswith("data:") and not (path.parent / source).exists():
-            found.append(f"a missing image, {source[:60]}")
         if len(alt) < 20 or name[:20] in alt:
             found.append(f"an image without alt text: {alt[:40]!r}")
     return found
