@@ -1,4 +1,4 @@
-"""How noise becomes data: paths x = alpha(t) x1 + sigma(t) x0."""
+"""How noise becomes data: paths x = alpha(t) x1 + sigma(t) x0, such as `linear`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

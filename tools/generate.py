@@ -112,6 +112,10 @@ def arguments(args: ast.arguments) -> str:
 
 def sentence(node: ast.FunctionDef | ast.ClassDef) -> str:
     text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    each = node.body if isinstance(node, ast.ClassDef) else []
+    methods = [f.name for f in each if isinstance(f, ast.FunctionDef)]
+    if public := [f"`.{name}`" for name in methods if not name.startswith("_")]:
+        text += f" Has {', '.join(public)}."
     return text.replace("|", "\\|")
 
 
