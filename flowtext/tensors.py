@@ -38,11 +38,11 @@ def check_time(t: Time, x: State) -> None:
 
     Raises ValueError that says what was got and what was expected.
     """
+    wanted = f"({len(x)},): one time a sample"
     if not torch.is_tensor(t) or not t.is_floating_point():
         kind = t.dtype if torch.is_tensor(t) else type(t).__name__
-        raise ValueError(f"got a time of {kind}, expected a floating-point tensor")
+        raise ValueError(f"got a time of {kind}, expected a tensor of shape {wanted}")
     if t.shape != x.shape[:1]:
-        wanted = f"({len(x)},): one time a sample"
         raise ValueError(f"got times of shape {tuple(t.shape)}, expected {wanted}")
     _check_finite("a time", t)
     slack = 8 * torch.finfo(t.dtype).eps  # the last step's t + h may round past 1
