@@ -180,3 +180,11 @@ def test_the_readme_is_short_and_shows_a_chapter():
     assert any((book.ROOT / picture).exists() for _, picture in shown)
     for command in re.findall(r"make ([a-z]+)\b", text):
         assert f"\n{command}: " in (book.ROOT / "Makefile").read_text()
+
+
+def test_the_code_in_the_readme_runs(capsys):
+    text = (book.ROOT / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    exec(code, {})
+    said = re.search(r"print\(.*\)\s*# (.*)", code)[1]
+    assert capsys.readouterr().out.strip() == said
