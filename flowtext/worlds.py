@@ -32,9 +32,10 @@ class Gaussian:
             raise ValueError(f"got cov {tuple(self.cov.shape)}, expected ({d}, {d})")
         if not torch.allclose(self.cov, self.cov.T):
             raise ValueError("got a cov that is not symmetric, expected cov = cov.T")
-        smallest = float(torch.linalg.eigvalsh(self.cov)[0])
-        if not smallest > 0:
-            got = f"cov with eigenvalue {smallest:.3g}"
+        spectrum = torch.linalg.eigvalsh(self.cov)
+        rounding = d * torch.finfo(self.cov.dtype).eps * spectrum[-1].abs()
+        if not spectrum[0] > rounding:
+            got = f"cov with eigenvalue {float(spectrum[0]):.3g}"
             raise ValueError(f"got {got}, expected positive definite")
 
     def sample(self, n: int, generator: Generator | None = None) -> State:
@@ -114,6 +115,8 @@ class Gaussian:
     def _stretch(self, x: State, gain: Float[Tensor, "b d"]) -> State:
         """Multiply x by a factor along every eigen-direction."""
         directions = self._eigen[1]
+        common = torch.promote_types(x.dtype, directions.dtype)
+        x, directions = x.to(common), directions.to(common)
         return (x @ directions * gain) @ directions.T
 
 

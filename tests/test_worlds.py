@@ -191,3 +191,16 @@ def test_the_density_changes_by_the_determinant_of_the_map(gaussian, path):
     growth = torch.linalg.slogdet(jacobian(jump, x, s, t)).logabsdet
     change = log_density(x, s) - log_density(jump(x, s, t), t)
     assert (growth - change).abs().max() < 1e-11
+
+
+def test_a_world_and_its_states_may_differ_in_precision(world, cloud):
+    """The finer of the two decides; nobody is left with a matrix product that fails."""
+    x, t = cloud
+    fields = {
+        name: value.float() for name, value in vars(world).items() if name[0] != "_"
+    }
+    coarse, exact = type(world)(**fields), world.velocity(linear)(x, t)
+    for other, y in ((coarse, x), (world, x.float())):
+        got = other.velocity(linear)(y, t.to(y.dtype))
+        assert got.dtype == torch.float64
+        assert (got - exact).abs().max() < 1e-3 * exact.abs().max()

@@ -13,7 +13,7 @@ MAX_BYTES = 600_000
 MAX_CELL_LINES = 20
 MAX_COLUMNS = 80
 MAX_WORDS = 2200
-MAX_CODE_LINES = 160
+MAX_CODE_LINES = 130
 
 MYST = {
     "a MyST directive": r"^\s*(:{3,}|`{3,}\{|~{3,}\{)",
