@@ -49,6 +49,7 @@ def run(path: Path) -> str:
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--log-level=CRITICAL"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     begin = time.perf_counter()
