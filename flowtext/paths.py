@@ -1,12 +1,23 @@
 """How noise becomes data: paths x = alpha(t) x1 + sigma(t) x0, such as `linear`."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowtext.tensors import State, Time, check_state, check_time, expand
+from flowtext.tensors import (
+    State,
+    Time,
+    Velocity,
+    anywhere,
+    check_state,
+    check_time,
+    expand,
+)
+
+Schedule = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,15 +38,21 @@ class Path:
     Source: Lipman et al. 2023 (arXiv 2210.02747), section 4.
     """
 
-    alpha: Callable[[Tensor], Tensor]
-    sigma: Callable[[Tensor], Tensor]
+    alpha: Schedule
+    sigma: Schedule
 
     def coefficients(self, t: Time) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma and their time derivatives at t, each of shape (b,)."""
+        """alpha, sigma and their time derivatives at t, each of shape (b,).
+
+        Raises ValueError where a schedule has no finite slope, as at some paths' ends.
+        """
         t = t.contiguous()  # an expanded time shares memory, which jvp refuses
         one = torch.ones_like(t)
         alpha, alpha_dot = torch.func.jvp(self.alpha, (t,), (one,))
         sigma, sigma_dot = torch.func.jvp(self.sigma, (t,), (one,))
+        if anywhere(~torch.isfinite(alpha_dot + sigma_dot)):
+            stop = "stop a little before its end, say at 0.999"
+            raise ValueError(f"got a time where the path has no finite slope; {stop}")
         return alpha, sigma, alpha_dot, sigma_dot
 
     def at(self, x0: State, x1: State, t: Time) -> Point:
@@ -52,5 +69,104 @@ class Path:
         a, s, a_dot, s_dot = (expand(c, x0) for c in self.coefficients(t))
         return Point(a * x1 + s * x0, a_dot * x1 + s_dot * x0, x0, x1, t)
 
+    def ends_of(self, x: State, v: State, t: Time) -> tuple[State, State]:
+        """The data and the noise that together give this state and this velocity.
 
+        Solves x = alpha x1 + sigma x0 and v = alpha' x1 + sigma' x0. Given the velocity
+        of a flow, they are the posterior means of both. Raises ValueError as `at` does.
+        """
+        check_time(t, x)
+        a, s, a_dot, s_dot = (expand(c, x) for c in self.coefficients(t))
+        determinant = a * s_dot - a_dot * s
+        return (s_dot * x - s * v) / determinant, (a * v - a_dot * x) / determinant
+
+    def data_of(self, x: State, v: State, t: Time) -> State:
+        """The posterior mean of the data, E[x1 | x], from the velocity v at x."""
+        return self.ends_of(x, v, t)[0]
+
+    def noise_of(self, x: State, v: State, t: Time) -> State:
+        """The posterior mean of the noise, E[x0 | x], from the velocity v at x."""
+        return self.ends_of(x, v, t)[1]
+
+    def score_of(self, x: State, v: State, t: Time) -> State:
+        """The score, grad log p_t(x) = -E[x0 | x] / sigma, from the velocity v at x.
+
+        Raises ValueError at a time where the path has no noise left.
+        """
+        sigma = self.sigma(t)
+        if anywhere(sigma <= 0):
+            got = "got a time without noise, where the score has no value"
+            raise ValueError(f"{got}; expected t < 1")
+        return -self.noise_of(x, v, t) / expand(sigma, x)
+
+    def diffusion(self, t: Time) -> Time:
+        """g(t) of the noising process that has the path's distributions.
+
+        Run from data to noise it is dx = -(alpha'/alpha) x |dt| + g dW, and
+        g^2 = 2 sigma (alpha' sigma - alpha sigma') / alpha. Raises ValueError where
+        alpha is 0. Source: Song et al. 2021 (arXiv 2011.13456), equation 5, for a path.
+        """
+        a, s, a_dot, s_dot = self.coefficients(t)
+        if anywhere(a <= 0):
+            got = "got a time without data, where the noising has no finite rate"
+            raise ValueError(f"{got}; expected t > 0")
+        return (2 * s * (a_dot * s - a * s_dot) / a).sqrt()
+
+
+def on_path(v: Velocity, source: Path, target: Path) -> Velocity:
+    """A velocity made for one path, as the velocity of the same model on another.
+
+    At equal ratios of signal to noise the states of two paths differ by a factor, and
+    the posterior means not at all. Source: Karras et al. 2022 (arXiv 2206.00364).
+    """
+
+    def moved(x: State, t: Time) -> State:
+        check_time(t, x)
+        s, factor = same_ratio(source, target, t)
+        there = x / expand(factor, x)
+        data, noise = source.ends_of(there, v(there, s), s)
+        _, _, a_dot, s_dot = (expand(c, x) for c in target.coefficients(t))
+        return a_dot * data + s_dot * noise
+
+    return moved
+
+
+def same_ratio(source: Path, target: Path, t: Time) -> tuple[Time, Time]:
+    """The time s on source at which alpha/sigma is as on target at t, and a factor c.
+
+    A state of source at s times c is a state of target at t. Found by bisection; where
+    source never gets as noisy as target, s is 0.
+    """
+
+    def angle(path: Path, moment: Time) -> Time:
+        return torch.atan2(path.alpha(moment), path.sigma(moment))
+
+    wanted = angle(target, t)
+    low, high = torch.zeros_like(t), torch.ones_like(t)
+    for _ in range(60):
+        middle = (low + high) / 2
+        before = angle(source, middle) < wanted
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    factor = torch.hypot(target.alpha(t), target.sigma(t))
+    return high, factor / torch.hypot(source.alpha(high), source.sigma(high))
+
+
+def _log_alpha(t: Tensor) -> Tensor:
+    """log alpha of the VP schedule: beta grows from 0.1 at data to 20 at noise."""
+    u = 1 - t
+    return -(u**2) * (20 - 0.1) / 4 - u * 0.1 / 2
+
+
+# Straight lines between noise and data. Source: Lipman et al. 2023 (2210.02747).
 linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
+# A quarter turn from noise to data. Source: Nichol and Dhariwal 2021 (2102.09672).
+cosine = Path(
+    alpha=lambda t: torch.sin(math.pi / 2 * t),
+    sigma=lambda t: torch.sin(math.pi / 2 * (1 - t)),
+)
+# Starts at alpha = 0.007, not 0, and its velocity has no value at t = 1: stop short.
+# Source: Song et al. 2021 (2011.13456), appendix C.
+variance_preserving = Path(
+    alpha=lambda t: _log_alpha(t).exp(),
+    sigma=lambda t: torch.sqrt(-torch.expm1(2 * _log_alpha(t))),
+)

@@ -46,18 +46,18 @@ def check_time(t: Time, x: State) -> None:
         raise ValueError(f"got times of shape {tuple(t.shape)}, expected {wanted}")
     _check_finite("a time", t)
     slack = 8 * torch.finfo(t.dtype).eps  # the last step's t + h may round past 1
-    if _any((t < -slack) | (t > 1 + slack)):
+    if anywhere((t < -slack) | (t > 1 + slack)):
         low, high = float(t.min()), float(t.max())
         raise ValueError(f"got times from {low:g} to {high:g}, expected [0, 1]")
 
 
 def _check_finite(what: str, x: Tensor) -> None:
-    if _any(~torch.isfinite(x)):
+    if anywhere(~torch.isfinite(x)):
         raise ValueError(f"got {what} with NaN or infinity, expected finite numbers")
 
 
-def _any(condition: Tensor) -> bool:
-    """Whether any entry holds; False under vmap, where values cannot be read."""
+def anywhere(condition: Tensor) -> bool:
+    """Whether the condition holds for any entry; False under vmap, which cannot say."""
     try:
         return bool(condition.any())
     except RuntimeError:

@@ -1,21 +1,14 @@
 """Fixtures: one thread, fixed noise, and the exact worlds every law is tried on."""
 
-import math
-
 import pytest
 import torch
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from flowtext.paths import Path, linear
-from flowtext.worlds import Gaussian, Mixture, eight_modes
+from flowtext.paths import cosine, linear, variance_preserving
+from flowtext.worlds import Gaussian, Mixture, RotatedProduct, eight_modes
 
 torch.set_num_threads(1)
-
-cosine = Path(
-    alpha=lambda t: torch.sin(math.pi / 2 * t),
-    sigma=lambda t: torch.cos(math.pi / 2 * t),
-)
 
 # A picture of one point, for notebooks and pages that are bad on purpose.
 PIXEL = (
@@ -43,7 +36,18 @@ MIXTURES = {
         double(0.5, 0.3, 0.2),
     ),
 }
-PATHS = {"linear": linear, "cosine": cosine}
+TURN = torch.linalg.qr(
+    torch.randn(3, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+).Q
+PRODUCTS = {
+    "product 3-d": RotatedProduct(
+        TURN,
+        double([-1.5, 1.0], [0, 2], [-1, 0.5]),
+        double([0.3, 0.4], [0.5, 0.2], [0.7, 0.9]),
+        double([0.4, 0.6], [0.5, 0.5], [0.8, 0.2]),
+    )
+}
+PATHS = {"linear": linear, "cosine": cosine, "variance preserving": variance_preserving}
 
 
 def named(table: dict):
@@ -55,14 +59,20 @@ def path(request):
     return request.param
 
 
-@named(GAUSSIANS | MIXTURES)
+@named(GAUSSIANS | MIXTURES | PRODUCTS)
 def world(request):
     return request.param
 
 
-@named(GAUSSIANS)
-def gaussian(request):
+@named(GAUSSIANS | PRODUCTS)
+def mapped(request):
+    """A world whose flow map is known."""
     return request.param
+
+
+def whole(n):
+    """The times of a whole trip of n samples."""
+    return torch.zeros(n).double(), torch.ones(n).double()
 
 
 @pytest.fixture

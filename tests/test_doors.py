@@ -3,16 +3,33 @@
 The type checker that guards the other tests is off here: a reader has none.
 """
 
+import math
 import re
 
 import jaxtyping
 import pytest
 import torch
-from conftest import double
+from conftest import PRODUCTS, double
 
-from flowtext.paths import linear
-from flowtext.solve import euler, grid, integrate, reference
-from flowtext.worlds import Gaussian, Mixture, eight_modes
+from flowtext.paths import cosine, linear, on_path, variance_preserving
+from flowtext.score import interval, mode_mass, sliced_wasserstein, straightness
+from flowtext.solve import (
+    ddim,
+    euler,
+    euler_maruyama,
+    grid,
+    integrate,
+    log_density,
+    reference,
+)
+from flowtext.worlds import (
+    Empirical,
+    Gaussian,
+    Mixture,
+    RotatedProduct,
+    eight_modes,
+    quantile_map,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +69,10 @@ def test_a_bad_time_is_refused_at_every_door(t, message):
     doors += [lambda x, t: linear.at(x, x, t)]
     doors += [lambda x, t: reference(v, x, good, t)]
     doors += [lambda x, t: reference(v, x, t, good)]
+    doors += [lambda x, t: linear.ends_of(x, x, t), on_path(v, cosine, linear)]
+    doors += [Empirical(x).velocity(linear), Empirical(x).log_density(cosine)]
+    flat = RotatedProduct(torch.eye(2), *torch.ones(3, 2, 1)).flow_map(linear)
+    doors += [lambda x, t: flat(x, t, good), lambda x, t: flat(x, good, t)]
     for door in doors:
         with refuses(message):
             door(x, t)
@@ -92,6 +113,8 @@ BAD_GRIDS = {
     "decreasing": (torch.linspace(1, 0, 5), "got a grid that does not increase"),
     "standing still": (torch.zeros(3), "got a grid that does not increase"),
     "NaN": (torch.tensor([0, torch.nan, 1]), "got a grid with NaN"),
+    "past data": (torch.tensor([0, 1.5]), "got a grid from 0 to 1.5, expected times"),
+    "before noise": (torch.tensor([-1.0, 1]), "got a grid from -1 to 1, expected"),
 }
 
 
@@ -105,6 +128,78 @@ def test_a_bad_grid_is_refused(times, message):
 def test_a_bad_number_of_steps_is_refused(n):
     with refuses(f"got {n!r} steps, expected a whole number of at least 1"):
         grid(n)
+
+
+def test_a_bad_warp_is_refused():
+    with refuses("got a grid that does not increase"):
+        grid(4, lambda t: 1 - t)
+    with refuses("got a grid from 0 to 2, expected times in [0, 1]"):
+        grid(4, lambda t: 2 * t)
+
+
+def test_times_without_an_answer_are_refused():
+    zero, one = torch.zeros(4).double(), torch.ones(4).double()
+    with refuses("got a time where the path has no finite slope; stop a little before"):
+        eight_modes().velocity(variance_preserving)(x, one)
+    with refuses("got a time without noise, where the score has no value"):
+        linear.score_of(x, x, one)
+    with refuses("got a time without data, where the noising has no finite rate"):
+        linear.diffusion(zero)
+    with refuses("got a time without noise, expected t < 1"):
+        Empirical(x).denoise(linear)(x, one)
+    for step in (ddim(linear), euler_maruyama(linear, torch.zeros_like)):
+        with refuses("got times from -1 to -1"):
+            step(v, x, -one, 0.1)
+
+
+def test_a_density_starts_from_noise():
+    with refuses("got a first time of 0.1, expected 0, noise"):
+        log_density(v, x, double(0.1, 1.0), euler)
+    with refuses("got a state with NaN"):
+        log_density(v, x * torch.nan, grid(4), euler)
+
+
+def test_bad_finite_data_are_refused():
+    with refuses("got no points, expected at least one"):
+        Empirical(torch.zeros(0, 2))
+    with refuses("got a state with NaN"):
+        Empirical(torch.full((3, 2), torch.nan))
+    with refuses("got states of shape (2,), expected (3,)"):
+        Empirical(torch.zeros(5, 3)).velocity(linear)(x, torch.zeros(4).double())
+
+
+def test_a_bad_product_is_refused():
+    good = PRODUCTS["product 3-d"]
+    parts = good.means, good.stds, good.weights
+    with refuses("got a rotation that is not orthogonal"):
+        RotatedProduct(2 * good.rotation, *parts)
+    with refuses("got a rotation that is not orthogonal"):
+        RotatedProduct(good.rotation[:, :2], *parts)
+    with refuses("got means of shape (2, 2), expected one row for 3 coordinates"):
+        RotatedProduct(good.rotation, good.means[:2], *parts[1:])
+    with refuses("got weights that sum to 2, expected 1"):
+        RotatedProduct(good.rotation, good.means, good.stds, 2 * good.weights)
+    with refuses("expected all positive"):
+        RotatedProduct(good.rotation, good.means, -good.stds, good.weights)
+
+
+def test_a_quantile_map_is_for_a_line():
+    with refuses("got a mixture in 2 dimensions, expected one dimension"):
+        quantile_map(eight_modes(), linear)
+
+
+def test_bad_samples_have_no_score():
+    with refuses("got samples of shapes (4, 2) and (5, 2), expected the same shape"):
+        sliced_wasserstein(x, torch.zeros(5, 2))
+    with refuses("got a state with NaN"):
+        sliced_wasserstein(x, x * torch.nan)
+    with refuses("got a state of shape (4, 3), expected (b, 2)"):
+        mode_mass(torch.zeros(4, 3), eight_modes())
+    with refuses("got 3 states and 5 times, expected one state a time"):
+        straightness(torch.zeros(3, 4, 2), grid(4))
+    for values in ([1.0], [1.0, math.nan], []):
+        with pytest.raises(ValueError, match="expected two or more finite values"):
+            interval(values)
 
 
 def test_ends_of_a_path_have_one_shape():

@@ -10,6 +10,7 @@ FLOORS = {
     "tensors": 0,
     "paths": 1,
     "solve": 1,
+    "score": 1,
     "worlds": 2,
     "show": 5,
     "claims": 6,
