@@ -117,7 +117,8 @@ def on_path(v: Velocity, source: Path, target: Path) -> Velocity:
     """A velocity made for one path, as the velocity of the same model on another.
 
     At equal ratios of signal to noise the states of two paths differ by a factor, and
-    the posterior means not at all. Source: Karras et al. 2022 (arXiv 2206.00364).
+    the posterior means not at all. Where target is noisier than source ever is, the
+    answer is source's at its start. Source: Karras et al. 2022 (arXiv 2206.00364).
     """
 
     def moved(x: State, t: Time) -> State:
@@ -159,7 +160,8 @@ def _log_alpha(t: Tensor) -> Tensor:
 
 # Straight lines between noise and data. Source: Lipman et al. 2023 (2210.02747).
 linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
-# A quarter turn from noise to data. Source: Nichol and Dhariwal 2021 (2102.09672).
+# A quarter turn from noise to data. Source: Nichol and Dhariwal 2021 (2102.09672),
+# without its offset.
 cosine = Path(
     alpha=lambda t: torch.sin(math.pi / 2 * t),
     sigma=lambda t: torch.sin(math.pi / 2 * (1 - t)),

@@ -26,7 +26,8 @@ def sliced_wasserstein(x: State, y: State) -> Float[Tensor, ""]:
         got = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"got samples of shapes {got}, expected the same shape")
     fixed = Generator().manual_seed(0)
-    directions = torch.randn(x[0].numel(), PROJECTIONS, generator=fixed).to(x)
+    size = x[0].numel(), PROJECTIONS
+    directions = torch.randn(size, generator=fixed, dtype=torch.float64).to(x)
     directions = directions / directions.norm(dim=0)
     near = (x.flatten(1) @ directions).sort(0).values
     far = (y.to(x).flatten(1) @ directions).sort(0).values
@@ -37,8 +38,12 @@ def mode_mass(x: State, world) -> Float[Tensor, " k_and_one"]:
     """The share of samples at every mode of a mixture, and last the share at none.
 
     A sample belongs to its nearest mode if it is within four standard deviations.
+    Raises ValueError beyond three dimensions, where real samples lie farther out.
     """
-    check_state(x, world.means.shape[1])
+    d = world.means.shape[1]
+    if d > 3:
+        raise ValueError(f"got a mixture in {d} dimensions, expected at most three")
+    check_state(x, d)
     distance = torch.cdist(x.to(world.means), world.means) / world.stds
     near, mode = distance.min(1)
     mode = torch.where(near < 4, mode, len(world.means))
@@ -50,7 +55,7 @@ def straightness(track: Float[Tensor, "n b *d"], times: Float[Tensor, " n"]) -> 
 
     The mean of |v - (end - start) / duration|^2 over samples and time. Raises
     ValueError unless there is one state a time. Source: Liu et al. 2023 (arXiv
-    2209.03003), equation 6.
+    2209.03003), section 2.
     """
     if len(track) != len(times) or len(times) < 2:
         got = f"{len(track)} states and {len(times)} times"

@@ -87,7 +87,8 @@ def dpmpp_2m(path) -> Multistep:
     """One call: the posterior mean on a line through its last two values. Order 2.
 
     The line is straight in log(alpha/sigma); where that is infinite, at the ends, the
-    step is DDIM's. Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    step is DDIM's, and the order 2 up to a logarithm. Source: Lu et
+    al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
     def advance(v, x, t, h, past):
@@ -102,8 +103,9 @@ def dpmpp_2m(path) -> Multistep:
 def unipc(path) -> Multistep:
     """One call: DPM-Solver++(2M), each step put right by the next step's call.
 
-    Order 3 where log(alpha/sigma) is finite, order 2 up to the ends of a path. Source:
-    Zhao et al. 2023 (arXiv 2302.04867), UniPC-2 with B(h) = exp(-h) - 1.
+    Order 3 where log(alpha/sigma) is finite, 2 up to a path's ends. The states that a
+    trajectory yields are predictions; a change made to them is lost. Source: Zhao
+    et al. 2023 (arXiv 2302.04867), UniPC-2 with B(h) = exp(-h) - 1.
     """
 
     def advance(v, x, t, h, past):
@@ -132,7 +134,7 @@ def euler_maruyama(
     """One call: an Euler step with fresh noise e(t) dW and the drift that undoes it.
 
     dx = (v + e^2 score / 2) dt + e dW has the distributions of the flow for every
-    noise e(t) >= 0. Source: Albergo et al. 2023 (arXiv 2303.08797), corollary 18.
+    noise e(t) >= 0. Source: Albergo et al. 2023 (arXiv 2303.08797), section 2.
     """
 
     def step(v: Velocity, x: State, t: Time, h: float) -> State:
@@ -260,8 +262,8 @@ def hutchinson(probe: State) -> Divergence:
     """
 
     def estimate(v: Velocity, x: State, t: Time):
-        ends = (x.contiguous(),), (probe.contiguous(),)  # jvp refuses shared memory
-        velocity, slope = torch.func.jvp(lambda y: v(y, t), *ends)
+        place = x.contiguous()  # an expanded state shares memory, which jvp refuses
+        velocity, slope = torch.func.jvp(lambda y: v(y, t), (place,), (probe,))
         return velocity, (slope * probe).flatten(1).sum(1)
 
     return estimate
@@ -297,7 +299,7 @@ def check_grid(times: Grid) -> None:
 
 
 def _end(t: Time, h: float) -> Time:
-    """t + h, with rounding at the end of the path undone."""
+    """t + h, or 1 where a grid's rounding stops just below: there no noise is left."""
     end = t + h
     return torch.where(end > 1 - 8 * torch.finfo(t.dtype).eps, 1, end)
 

@@ -94,7 +94,9 @@ BAD_STATES = {
 @pytest.mark.parametrize(("bad", "message"), BAD_STATES.values(), ids=BAD_STATES)
 def test_a_bad_state_is_refused(bad, message):
     world = Gaussian(double(0, 0), torch.eye(2).double())
-    for door in (v, world.velocity(linear), world.log_density(linear)):
+    flat = RotatedProduct(torch.eye(2), *torch.ones(3, 2, 1))
+    doors = [v, world.velocity(linear), world.log_density(linear)]
+    for door in (*doors, flat.velocity(linear), flat.log_density(linear)):
         with refuses(message):
             door(bad, torch.zeros(4).double())
 
@@ -157,6 +159,18 @@ def test_a_density_starts_from_noise():
         log_density(v, x, double(0.1, 1.0), euler)
     with refuses("got a state with NaN"):
         log_density(v, x * torch.nan, grid(4), euler)
+    with refuses("got a state of shape (4,), expected (b, d)"):
+        log_density(v, x[:, 0], grid(4), euler)
+    with refuses("got a grid of shape (0,), expected (n + 1,)"):
+        log_density(v, x, torch.zeros(0), euler)
+
+
+def test_a_reference_that_cannot_be_found_is_refused():
+    zero, one = torch.zeros(4).double(), torch.ones(4).double()
+    with refuses("got a state of shape (4,), expected (b, d)"):
+        reference(v, x[:, 0], zero, one)
+    with refuses("SciPy could not integrate this velocity: Required step size"):
+        reference(lambda x, t: 4 * (1 + x**2), x, zero, one)
 
 
 def test_bad_finite_data_are_refused():
@@ -166,6 +180,8 @@ def test_bad_finite_data_are_refused():
         Empirical(torch.full((3, 2), torch.nan))
     with refuses("got states of shape (2,), expected (3,)"):
         Empirical(torch.zeros(5, 3)).velocity(linear)(x, torch.zeros(4).double())
+    with refuses("got a state with NaN"):
+        Empirical(x).velocity(linear)(x * torch.nan, torch.zeros(4).double())
 
 
 def test_a_bad_product_is_refused():
@@ -175,6 +191,8 @@ def test_a_bad_product_is_refused():
         RotatedProduct(2 * good.rotation, *parts)
     with refuses("got a rotation that is not orthogonal"):
         RotatedProduct(good.rotation[:, :2], *parts)
+    with refuses("got a rotation that is not orthogonal"):
+        RotatedProduct(good.rotation[:2], *[part[:2] for part in parts])
     with refuses("got means of shape (2, 2), expected one row for 3 coordinates"):
         RotatedProduct(good.rotation, good.means[:2], *parts[1:])
     with refuses("got weights that sum to 2, expected 1"):
@@ -193,11 +211,19 @@ def test_bad_samples_have_no_score():
         sliced_wasserstein(x, torch.zeros(5, 2))
     with refuses("got a state with NaN"):
         sliced_wasserstein(x, x * torch.nan)
+    with refuses("got a state with NaN"):
+        sliced_wasserstein(x * torch.nan, x)
+    eye = torch.eye(4)
+    far = Mixture(eye, torch.ones(4), torch.full((4,), 0.25))
+    with refuses("got a mixture in 4 dimensions, expected at most three"):
+        mode_mass(eye, far)
     with refuses("got a state of shape (4, 3), expected (b, 2)"):
         mode_mass(torch.zeros(4, 3), eight_modes())
     with refuses("got 3 states and 5 times, expected one state a time"):
         straightness(torch.zeros(3, 4, 2), grid(4))
-    for values in ([1.0], [1.0, math.nan], []):
+    with refuses("got 1 states and 1 times, expected one state a time, two or more"):
+        straightness(torch.zeros(1, 4, 2), torch.zeros(1))
+    for values in ([1.0], [1.0, math.nan], [], [[1.0, 2.0], [3.0, 4.0]]):
         with pytest.raises(ValueError, match="expected two or more finite values"):
             interval(values)
 
@@ -205,6 +231,12 @@ def test_bad_samples_have_no_score():
 def test_ends_of_a_path_have_one_shape():
     with refuses("got ends of shapes (4, 2) and (4, 3)"):
         linear.at(x, torch.zeros(4, 3), torch.zeros(4))
+
+
+def test_a_path_refuses_ends_that_are_no_states():
+    for ends in ((x * torch.nan, x), (x, x * torch.nan)):
+        with refuses("got a state with NaN"):
+            linear.at(*ends, torch.zeros(4).double())
 
 
 BAD_GAUSSIANS = {
@@ -226,6 +258,8 @@ def test_a_bad_covariance_is_refused(cov, message):
 def test_a_bad_mean_is_refused():
     with refuses("got mean of shape (1, 2), expected 1 axes"):
         Gaussian(double([0, 0]), torch.eye(2).double())
+    with refuses("got mean of shape (0,), expected 1 axes, none of them empty"):
+        Gaussian(torch.zeros(0), torch.zeros(0, 0))
 
 
 BAD_MIXTURES = {

@@ -6,6 +6,7 @@ survives, or that breaks for another reason, fails here.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -24,7 +25,10 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
     [
         "torch._dynamo",
+        "torch.distributions",
         "scipy.integrate",
+        "scipy.fft",
+        "scipy.stats",
         "torchdiffeq",
         "beartype",
         "jaxtyping",
@@ -44,10 +48,13 @@ def copy(folder):
 def run(folder, tests):
     """Run tests on the copy in this process, and exit with pytest's code."""
     os.chdir(folder)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # nbval takes three seconds
+    options = ["-q", "-x", "-pno:cacheprovider", "-pjaxtyping", "--assert=plain"]
+    gc.freeze()  # what the fork brought along is not worth a search
     sys.path[:0] = [str(folder), str(folder / "tests")]
     sys.dont_write_bytecode = True
     with open("report", "w") as report, contextlib.redirect_stdout(report):
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests])
+        code = pytest.main([*options, *tests])
     used = sys.modules["flowtext"].__file__
     os._exit(code if used.startswith(str(folder)) else ANOTHER_SOURCE)
 

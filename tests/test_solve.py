@@ -184,6 +184,19 @@ def test_unipc_corrects_a_parabola_exactly(path):
     assert (past[2](given(end)) - exact).abs().max() < 1e-9
 
 
+def test_unipc_averages_two_means_where_no_ratio_is_known():
+    """In the first step, and after a start at noise, where log(alpha/sigma) is -inf."""
+    v, x, past = eight_modes().velocity(linear), noise(6), None
+    for start, end in pairwise((0.0, 0.3, 0.5)):
+        t = double(start).repeat(6)
+        mean, new = linear.data_of(x, v(x, t), t), noise(6).flip(0)
+        place = x if past is None else past[2](mean)
+        keep = (1 - end) / (1 - start)
+        exact = keep * place + (end - start * keep) * (mean + new) / 2
+        x, past = unipc(linear).advance(v, x, t, end - start, past)
+        assert (past[2](new) - exact).abs().max() < 1e-14
+
+
 def test_a_sampler_without_noise_is_euler():
     v, x = eight_modes().velocity(linear), noise(16)
     step = euler_maruyama(linear, torch.zeros_like)
@@ -252,6 +265,7 @@ def test_a_grid_may_be_uneven():
 def test_the_grid_is_float64_from_noise_to_data():
     assert torch.equal(grid(4), torch.tensor([0, 0.25, 0.5, 0.75, 1]).double())
     assert torch.equal(grid(2, torch.square), torch.tensor([0, 0.25, 1]).double())
+    assert grid(3)[1].item() == 1 / 3  # which single precision misses
 
 
 @each_exponential
@@ -364,8 +378,35 @@ def test_densities_of_images_have_one_number_an_image(generator):
     assert (found - exact).abs().max() < 1e-6
 
 
+def test_a_density_uses_the_divergence_that_it_is_given(generator):
+    """Along a probe z the velocity -x shrinks by z . z, whatever the dimension."""
+    x, probe = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    found = log_density(lambda x, t: -x, x, grid(64), rk4, hutchinson(probe))
+    noise_ = x * math.e
+    exact = -0.5 * (noise_**2 + math.log(2 * math.pi)).sum(1) + (probe**2).sum(1)
+    assert (found - exact).abs().max() < 1e-6
+
+
+def test_the_way_back_visits_the_times_of_the_way_there():
+    seen = []
+
+    def v(x, t):
+        seen.append(float(t[0]))
+        return -x
+
+    log_density(v, noise(3, 1), double(0, 0.1, 0.4, 1), euler)
+    assert seen == pytest.approx([1, 0.4, 0.1])
+
+
+def test_a_grid_that_rounds_to_just_below_one_ends_at_data(path):
+    v, x, times = eight_modes().velocity(path), noise(8), grid(5)
+    exact = integrate(v, x, times, dpmpp_2m(path))
+    times[-1] = 1 - 2**-53
+    assert (integrate(v, x, times, dpmpp_2m(path)) - exact).abs().max() < 1e-9
+
+
 def test_float32_takes_the_last_step_to_the_end_itself():
-    """t + h must not stop short of 1 by rounding: there the log-SNR is infinite."""
+    """A step that stopped just short of 1 would extrapolate to a log-SNR of 16."""
     path = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
     world, x = eight_modes(), noise(64)
     single = type(world)(world.means.float(), world.stds.float(), world.weights.float())

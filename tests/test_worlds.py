@@ -306,6 +306,7 @@ def test_the_moons_are_half_circles(generator):
     upper, lower = x - torch.tensor([-0.5, -0.25]), x - torch.tensor([0.5, 0.25])
     near = torch.minimum((upper.norm(dim=1) - 1).abs(), (lower.norm(dim=1) - 1).abs())
     assert near.quantile(0.99) < 3 * 0.1 / 1.5
+    assert x[:, 1].abs().quantile(0.99) < 0.75 + 3 * 0.1 / 1.5  # no lower halves
     assert x.mean(0).abs().max() < 0.03  # the one is the other turned by half a turn
 
 
@@ -315,6 +316,8 @@ def test_the_spirals_are_arms_of_constant_pitch(generator):
     half_turns = (1.5 * math.pi * radius - angle) / math.pi
     miss = (half_turns - half_turns.round()).abs()[radius > 0.5]
     assert miss.quantile(0.98) < 3 * 1.5 * 0.05
+    assert abs((half_turns.round() % 2).mean() - 0.5) < 0.02  # as many on each arm
+    assert abs((radius < 1).float().mean() - 1 / 4) < 0.02  # a disc's share of area
     assert 1.9 < radius.max() < 2.3
 
 
