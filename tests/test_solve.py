@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from test_worlds import jacobian
 from torchdiffeq import odeint
 
-from flowtext.paths import Path, linear, variance_preserving
+from flowtext.paths import linear, variance_preserving
 from flowtext.solve import (
     Counted,
     ab2,
@@ -67,8 +67,9 @@ def test_a_solver_has_its_order(name):
     """From 32 to 256 steps on a mixture in three dimensions: no superconvergence."""
     step, _, order = SOLVERS[name]
     v, x = MIXTURES["mixture 3-d"].velocity(linear), noise(256, 3)
+    slack = 0.4 if name == "dpmpp_2m" else 0.3  # it loses a logarithm at the ends
     for slope in slopes(v, x, step, (32, 64, 128, 256)):
-        assert order - 0.4 < slope < order + 0.5
+        assert order - slack < slope < order + 0.5
 
 
 @each_exponential
@@ -407,10 +408,9 @@ def test_a_grid_that_rounds_to_just_below_one_ends_at_data(path):
 
 def test_float32_takes_the_last_step_to_the_end_itself():
     """A step that stopped just short of 1 would extrapolate to a log-SNR of 16."""
-    path = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
     world, x = eight_modes(), noise(64)
     single = type(world)(world.means.float(), world.stds.float(), world.weights.float())
     for n in (3, 7, 10, 13, 100):
-        end = integrate(single.velocity(path), x.float(), grid(n), dpmpp_2m(path))
-        exact = integrate(world.velocity(path), x, grid(n), dpmpp_2m(path))
+        end = integrate(single.velocity(linear), x.float(), grid(n), dpmpp_2m(linear))
+        exact = integrate(world.velocity(linear), x, grid(n), dpmpp_2m(linear))
         assert (end - exact).abs().median() < 1e-4
