@@ -4,4 +4,4 @@ Data flows one way: path -> net -> objective -> fit -> solve or hop -> score.
 Import from the modules: `from flowtext.solve import euler, grid, integrate`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Generator, Tensor
 
 from flowtext.tensors import (
     State,
@@ -18,6 +20,8 @@ from flowtext.tensors import (
 )
 
 Schedule = Callable[[Tensor], Tensor]
+# Who is paired with whom: a batch becomes noise and data, (x0, x1).
+Coupling = Callable[[State, Generator | None], tuple[State, State]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,49 @@ class Path:
         return (2 * s * (a_dot * s - a * s_dot) / a).sqrt()
 
 
+def independent(x1: State, generator: Generator | None = None) -> tuple[State, State]:
+    """Noise drawn without a look at the data: x0 normal, and the data as they are."""
+    device = generator.device if generator else x1.device
+    shape = {"dtype": x1.dtype, "device": device}
+    return torch.randn(x1.shape, generator=generator, **shape).to(x1.device), x1
+
+
+def minibatch_ot(size: int = 256) -> Coupling:
+    """Noise handed out so that the squared distances to the data are least.
+
+    Within each run of `size` samples, by an exact assignment; data keep their order,
+    and so their labels. It is not the optimal transport of the whole distributions.
+    Raises ValueError for a size below 2. Source: Pooladian et al. 2023 (arXiv
+    2304.14772); Tong et al. 2024 (arXiv 2302.00482).
+    """
+    if size < 2:
+        raise ValueError(f"got an assignment of {size} samples, expected 2 or more")
+
+    def couple(x1: State, generator: Generator | None = None) -> tuple[State, State]:
+        x0, _ = independent(x1, generator)
+        handed = [
+            noise[_assignment(noise, data)]
+            for noise, data in zip(x0.split(size), x1.split(size), strict=True)
+        ]
+        return torch.cat(handed), x1
+
+    return couple
+
+
+def given(
+    pairs: Float[Tensor, "b 2 *d"], generator: Generator | None = None
+) -> tuple[State, State]:
+    """Pairs that are ready: a batch (b, 2, *d) holds the noise, then the data.
+
+    A model's own noise and samples, paired like this, are what ReFlow trains on.
+    Raises ValueError for another shape. Source: Liu et al. 2023 (arXiv 2209.03003).
+    """
+    if pairs.ndim < 3 or pairs.shape[1] != 2:
+        got = tuple(pairs.shape)
+        raise ValueError(f"got pairs of shape {got}, expected (b, 2, ...)")
+    return pairs[:, 0], pairs[:, 1]
+
+
 def on_path(v: Velocity, source: Path, target: Path) -> Velocity:
     """A velocity made for one path, as the velocity of the same model on another.
 
@@ -150,6 +197,12 @@ def same_ratio(source: Path, target: Path, t: Time) -> tuple[Time, Time]:
         low, high = torch.where(before, middle, low), torch.where(before, high, middle)
     factor = torch.hypot(target.alpha(t), target.sigma(t))
     return high, factor / torch.hypot(source.alpha(high), source.sigma(high))
+
+
+def _assignment(x0: State, x1: State) -> Tensor:
+    """Which noise each datum gets, so that the squared distances add up to least."""
+    cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square()
+    return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1]).to(x0.device)
 
 
 def _log_alpha(t: Tensor) -> Tensor:

@@ -74,6 +74,24 @@ def curve(ax: Axes, x: Sequence, y: Sequence, label: str, marker: str, **style) 
     return ax
 
 
+def images(ax: Axes, x: Tensor, columns: int = 8) -> Axes:
+    """Images (b, c, h, w) in [-1, 1] in rows of `columns`, a pixel between them.
+
+    In colour for c = 3; else the first channel, as dark ink (1) on white paper (-1).
+    """
+    x = x.detach().cpu().float().clamp(-1, 1)
+    x = (1 + x) / 2 if x.shape[1] == 3 else (1 - x[:, :1]) / 2
+    b, c, h, w = x.shape
+    rows = -(-b // columns)
+    sheet = x.new_ones(rows * columns, c, h + 1, w + 1)
+    sheet[:b, :, :h, :w] = x
+    sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (h + 1), columns * (w + 1), c)[:-1, :-1]
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
+    return ax
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Display rows as a table; numbers to two digits, the first column as names."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 State = Float[Tensor, "b *d"]
 Time = Float[Tensor, " b"]
+Label = Int[Tensor, " b"]
 
 Velocity = Callable[[State, Time], State]
 FlowMap = Callable[[State, Time, Time], State]
@@ -16,6 +17,11 @@ FlowMap = Callable[[State, Time, Time], State]
 def expand(t: Time, x: State) -> Float[Tensor, "b *ones"]:
     """One time a sample, shaped to multiply a state: (b,) becomes (b, 1, ..., 1)."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def per_sample(r: State) -> Float[Tensor, " b"]:
+    """The mean square of each sample's entries: (b, ...) becomes (b,)."""
+    return r.flatten(1).square().mean(1)
 
 
 def check_state(x: State, dim: int | None = None) -> None:

@@ -11,8 +11,35 @@ import pytest
 import torch
 from conftest import PRODUCTS, double
 
-from flowtext.paths import cosine, linear, on_path, variance_preserving
-from flowtext.score import interval, mode_mass, sliced_wasserstein, straightness
+from flowtext.fit import fit, read, save
+from flowtext.guide import drop_labels, guided
+from flowtext.nets import MLP, Classifier, DiT, Twins, UNet, as_velocity
+from flowtext.objectives import FlowMatching, within
+from flowtext.paths import (
+    cosine,
+    given,
+    linear,
+    minibatch_ot,
+    on_path,
+    variance_preserving,
+)
+from flowtext.score import (
+    cubic,
+    energy_distance,
+    frechet,
+    gaussian,
+    interval,
+    map_error,
+    mmd,
+    mmd_to_mixture,
+    mode_mass,
+    mode_tv,
+    nearest,
+    precision_recall,
+    sliced_wasserstein,
+    stein_discrepancy,
+    straightness,
+)
 from flowtext.solve import (
     ddim,
     euler,
@@ -282,3 +309,225 @@ def test_a_bad_mixture_is_refused(stds, weights, message):
 def test_means_of_a_mixture_are_a_table():
     with refuses("got means of shape (2,), expected 2 axes"):
         Mixture(double(0.0, 1), double(1, 1), double(0.5, 0.5))
+
+
+TWO_SAMPLES = {
+    "energy distance": energy_distance,
+    "mmd": lambda x, y: mmd(x, y, cubic),
+    "frechet": frechet,
+    "precision and recall": lambda x, y: precision_recall(x, y, 1),
+    "nearest": nearest,
+}
+
+
+@pytest.mark.parametrize("metric", TWO_SAMPLES.values(), ids=TWO_SAMPLES)
+def test_bad_pairs_of_samples_have_no_score(metric):
+    with refuses("got samples of widths 2 and 3, expected the same width"):
+        metric(x, torch.zeros(4, 3))
+    for bad in ((x, x * torch.nan), (x * torch.nan, x)):
+        with refuses("got a state with NaN"):
+            metric(*bad)
+    for bad in ((x[0], x), (x, x[0])):
+        with refuses("got a state of shape (2,), expected (b, d)"):
+            metric(*bad)
+    with refuses("got 0 points"):
+        metric(x, x[:0])
+    if metric is not nearest:
+        for bad in ((x, x[:1]), (x[:1], x)):
+            with refuses("got 1 points, expected at least 2"):
+                metric(*bad)
+
+
+def test_a_kernel_has_a_width():
+    for width in (0, -1, math.nan):
+        with refuses(f"got width {width}, expected more than 0"):
+            gaussian(width)
+        with refuses(f"got width {width}, expected more than 0"):
+            mmd_to_mixture(x, eight_modes(), width)
+
+
+def test_a_neighbour_is_another_point():
+    for k in (0, 4, 10):
+        with refuses(f"got k = {k} for 4 and 5 points, expected k from 1 to one less"):
+            precision_recall(x, torch.zeros(5, 2), k)
+
+
+def test_metrics_that_use_a_mixture_get_one():
+    for metric in (mode_tv, lambda x, world: mmd_to_mixture(x, world, 1.0)):
+        with refuses("got a state of shape (4, 3), expected (b, 2)"):
+            metric(torch.zeros(4, 3), eight_modes())
+    for world in (PRODUCTS["product 3-d"], Empirical(x)):
+        with refuses(f"got a world {type(world).__name__}, expected a Mixture"):
+            mmd_to_mixture(x, world, 1.0)
+    with refuses("got 1 points, expected at least 2"):
+        mmd_to_mixture(x[:1], eight_modes(), 1.0)
+
+
+def test_a_score_function_gives_one_score_a_state():
+    with refuses("got states and scores of shapes (4, 2) and (4, 1)"):
+        stein_discrepancy(x, lambda x: x[:, :1])
+    with refuses("got a state with NaN"):
+        stein_discrepancy(x, lambda x: x * torch.nan)
+    with refuses("got 1 points, expected at least 2"):
+        stein_discrepancy(x[:1], lambda x: x)
+
+
+def test_maps_keep_the_shape_of_a_state():
+    t = torch.zeros(4).double()
+
+    def stay(x, s, t):
+        return x
+
+    for bad in (
+        (stay, lambda x, s, t: x[:, :1]),
+        (lambda x, s, t: x.sum(1, True), stay),
+    ):
+        with refuses("got states and ends of shapes (4, 2) and (4"):
+            map_error(*bad, x, t, t)
+    with refuses("got a state with NaN"):
+        map_error(stay, lambda x, s, t: x * torch.nan, x, t, t)
+
+
+# Nets, objectives, guidance and the loop
+
+LABELLED = {
+    "mlp": (lambda labels: MLP(64, width=8, labels=labels), (1, 8, 8)),
+    "unet": (lambda labels: UNet(1, (8, 16), labels=labels), (1, 8, 8)),
+    "dit": (lambda labels: DiT(1, 8, 2, 8, 1, 2, labels=labels), (1, 8, 8)),
+}
+every_labelled = pytest.mark.parametrize("name", LABELLED)
+half = torch.full((4,), 0.5)
+
+
+@every_labelled
+def test_a_net_without_labels_refuses_them(name):
+    make, shape = LABELLED[name]
+    with refuses("got labels, expected none: this net was made without"):
+        make(0)(torch.zeros(4, *shape), half, half, torch.zeros(4).long())
+
+
+@every_labelled
+def test_labels_out_of_range_are_refused(name):
+    make, shape = LABELLED[name]
+    net, images = make(3), torch.zeros(4, *shape)
+    for bad in ([0, 1, 2, 3], [0, -2, 1, 1]):
+        with refuses(
+            f"got labels {bad} of shape (4,), expected (4,) from -1, none, to"
+        ):
+            net(images, half, half, torch.tensor(bad))
+    for bad in (torch.zeros(3).long(), torch.zeros(4, 1).long()):
+        with refuses(f"of shape {tuple(bad.shape)}, expected (4,) from -1"):
+            net(images, half, half, bad)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_state_of_another_size_is_refused_by_an_mlp(n):
+    with refuses(f"got a state of shape (4, {n}), expected 2 numbers a sample"):
+        MLP(2)(torch.zeros(4, n), half, half)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 8, 6), (4, 1, 6, 8), (4, 1, 9, 8), (4, 8, 8)])
+def test_sides_that_a_unet_cannot_halve_are_refused(shape):
+    wanted = "(b, c, h, w) with h and w multiples of 4"
+    with refuses(f"got a state of shape {shape}, expected {wanted}"):
+        UNet(1, (8, 8), patch=2)(torch.zeros(shape), half, half)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 6, 6), (4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8)])
+def test_sides_other_than_a_transformers_own_are_refused(shape):
+    with refuses(f"got a state of shape {shape}, expected (b, c, 8, 8)"):
+        DiT(1, 8, width=8, heads=2)(torch.zeros(shape), half, half)
+
+
+def test_a_transformer_is_of_whole_patches_and_heads():
+    for parts in ({"size": 9}, {"size": 8, "patch": 3}, {"size": 8, "heads": 5}):
+        with refuses("expected whole patches and whole heads"):
+            DiT(1, **parts)
+
+
+def test_sides_that_a_classifier_cannot_halve_twice_are_refused():
+    net = Classifier(1, 8, 10)
+    for shape in ((4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8)):
+        with refuses(f"got a state of shape {shape}, expected (b, c, h, w) with h and"):
+            net(torch.zeros(shape))
+        with refuses(f"got a state of shape {shape}, expected (b, c, h, w) with h and"):
+            net.features(torch.zeros(shape))
+
+
+def test_a_batch_that_twins_cannot_share_is_refused():
+    twins = Twins([MLP(2, width=8) for _ in range(3)])
+    with refuses("got 4 samples, expected a multiple of 3 nets"):
+        twins(torch.zeros(4, 2), half, half)
+
+
+@pytest.mark.parametrize("kind", ["score", "v", "", None])
+def test_an_unknown_prediction_is_refused(kind):
+    with refuses("expected one of ['velocity', 'data', 'noise']"):
+        as_velocity(MLP(2), linear, kind)
+    with refuses("expected one of ['velocity', 'data', 'noise']"):
+        FlowMatching(predicts=kind)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 1), (0, 1.1), (0.6, 0.4), (0.5, 0.5)])
+def test_times_outside_of_a_path_are_refused(low, high):
+    with refuses(f"got times from {low} to {high}, expected 0 <= low < high <= 1"):
+        within(low, high)
+    with refuses("got times from nan"):
+        within(math.nan, high)
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_an_assignment_is_of_two_or_more(size):
+    with refuses(f"got an assignment of {size} samples, expected 2 or more"):
+        minibatch_ot(size)
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (5, 3, 2), (5, 1, 2), (5,)])
+def test_pairs_are_two_states_a_sample(shape):
+    with refuses(f"got pairs of shape {shape}, expected (b, 2, ...)"):
+        given(torch.zeros(shape))
+
+
+def test_an_objective_refuses_data_that_are_no_numbers():
+    for pair in (minibatch_ot(4), FlowMatching().pair):
+        with pytest.raises(ValueError, match=r"NaN|invalid numeric"):
+            FlowMatching(pair=pair)(MLP(2), torch.full((4, 2), torch.nan))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_of_labels_is_between_none_and_all(share):
+    with refuses(f"got a share of {share}, expected a number in [0, 1]"):
+        drop_labels(FlowMatching(), share)
+
+
+def test_labels_that_are_not_there_cannot_be_left_out():
+    with refuses("got no labels, expected one a sample to drop a share of"):
+        drop_labels(FlowMatching(), 0.1)(MLP(2, labels=3), torch.zeros(4, 2))
+    with refuses("got no labels, expected one a sample to drop a share of"):
+        [*fit(MLP(2), drop_labels(FlowMatching(), 0.1), lambda _: x.float(), steps=1)]
+
+
+def test_guidance_needs_labels():
+    with refuses("got no labels, expected one a sample to steer towards"):
+        guided(MLP(2, labels=3), 2.0)(torch.zeros(4, 2), half, half)
+
+
+def test_a_loss_that_is_no_number_ends_the_run():
+    loud = FlowMatching(weight=lambda t: t * math.inf)
+    with refuses("at step 1, the weights are those of the step before; try a smaller"):
+        [*fit(MLP(2), loud, lambda _: x.float(), steps=3)]
+
+
+def test_a_file_that_is_no_run_and_no_net_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("neither")
+    with refuses(
+        f"got {path}, which is damaged or of another net, expected a run to go"
+    ):
+        [*fit(MLP(2), FlowMatching(), lambda _: x.float(), steps=1, keep=path)]
+    with refuses(f"got {path}, which cannot be read"):
+        read(path, MLP(2))
+    assert path.read_text() == "neither"
+    save(path, MLP(2, width=64), {})
+    with refuses("weights of a MLP that fit another net"):
+        read(path, MLP(2))

@@ -1,10 +1,23 @@
 import math
+from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from conftest import PATHS
+from scipy import stats
+from scipy.optimize import linear_sum_assignment, linprog
 
-from flowtext.paths import cosine, linear, on_path, same_ratio, variance_preserving
+from flowtext.paths import (
+    cosine,
+    given,
+    independent,
+    linear,
+    minibatch_ot,
+    on_path,
+    same_ratio,
+    variance_preserving,
+)
 
 
 def ends(n=5, d=3):
@@ -127,3 +140,147 @@ def test_the_ends_of_one_path_are_the_ends_of_another():
     s, factor = same_ratio(linear, cosine, torch.tensor([0.0, 1]).double())
     assert torch.allclose(s, torch.tensor([0.0, 1]).double(), atol=1e-15)
     assert torch.allclose(factor, torch.ones(2).double())
+
+
+# Couplings
+
+
+def clouds(n=40, d=3, number=0):
+    x1 = 2 * torch.randn(n, d, generator=seeded(number)).double() + 1
+    noise, _ = independent(x1, seeded(number + 1))
+    return noise, x1
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
+
+
+def cost(x0, x1):
+    return float((x1 - x0).square().sum())
+
+
+COUPLINGS = {"independent": independent, "minibatch_ot": minibatch_ot(16)}
+every_coupling = pytest.mark.parametrize(
+    "couple", COUPLINGS.values(), ids=COUPLINGS.keys()
+)
+
+
+@every_coupling
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_data_come_back_as_they_were(couple, dtype):
+    x1 = torch.randn(40, 1, 2, 3, dtype=dtype)
+    x0, back = couple(x1, seeded(0))
+    assert back is x1
+    assert x0.shape == x1.shape
+    assert x0.dtype == dtype
+
+
+@every_coupling
+def test_noise_is_normal_whatever_the_data(couple):
+    x1 = 5 + 3 * torch.rand(4000, 2, generator=seeded(1)).double() ** 2
+    x0, _ = couple(x1, seeded(0))
+    for column in x0.T:
+        assert stats.kstest(column.numpy(), "norm").pvalue > 1e-4
+    assert abs(float(torch.corrcoef(x0.T)[0, 1])) < 4 / math.sqrt(4000)
+
+
+def test_independent_noise_knows_nothing_of_the_data():
+    x1 = torch.randn(4000, 1, generator=seeded(1))
+    x0, _ = independent(x1, seeded(0))
+    pair = torch.cat([x0, x1], 1)
+    assert abs(float(torch.corrcoef(pair.T)[0, 1])) < 4 / math.sqrt(4000)
+    near, _ = minibatch_ot()(x1, seeded(0))
+    assert torch.corrcoef(torch.cat([near, x1], 1).T)[0, 1] > 0.95
+
+
+@every_coupling
+def test_a_coupling_draws_from_its_generator_alone(couple):
+    x1, before = torch.randn(20, 2), torch.get_rng_state()
+    assert torch.equal(couple(x1, seeded(3))[0], couple(x1, seeded(3))[0])
+    assert not torch.equal(couple(x1, seeded(3))[0], couple(x1, seeded(4))[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert couple(x1)[0].isfinite().all()
+
+
+def test_every_noise_is_handed_out_once():
+    noise, x1 = clouds()
+    x0, _ = minibatch_ot(64)(x1, seeded(1))
+    order = (x0[:, None] == noise).all(2)
+    assert torch.equal(order.sum(0), torch.ones(40, dtype=torch.long))
+    assert torch.equal(order.sum(1), torch.ones(40, dtype=torch.long))
+    assert not torch.equal(x0, noise)
+
+
+def test_no_way_to_hand_out_noise_is_nearer():
+    """Tried one by one, all 720."""
+    for number in range(20):
+        noise, x1 = clouds(6, 2, 2 * number)
+        x0, _ = minibatch_ot(6)(x1, seeded(2 * number + 1))
+        every = [cost(noise[[*order]], x1) for order in permutations(range(6))]
+        assert abs(cost(x0, x1) - min(every)) < 1e-10
+        assert min(every) < cost(noise, x1)
+
+
+def test_the_cost_is_that_of_a_linear_programme():
+    noise, x1 = clouds(12)
+    square = (x1[:, None] - noise).square().sum(2).flatten().numpy()
+    rows = np.kron(np.eye(12), np.ones(12))
+    columns = np.kron(np.ones(12), np.eye(12))
+    plan = linprog(square, A_eq=np.vstack([rows, columns]), b_eq=np.ones(24))
+    x0, _ = minibatch_ot(12)(x1, seeded(1))
+    assert abs(cost(x0, x1) - plan.fun) < 1e-8
+    assert plan.fun < 0.8 * cost(noise, x1)
+
+
+def test_on_a_line_the_order_is_kept():
+    noise, x1 = clouds(100, 1)
+    x0, _ = minibatch_ot(100)(x1, seeded(1))
+    assert torch.equal(x0[x1[:, 0].argsort()], noise.sort(0).values)
+
+
+def test_noise_is_handed_out_within_runs_of_the_given_size():
+    """Also within the last one, which may be smaller."""
+    noise, x1 = clouds(37)
+    x0, _ = minibatch_ot(10)(x1, seeded(1))
+    for start in (0, 10, 20, 30):
+        run = slice(start, start + 10)
+        square = (x1[run, None] - noise[run]).square().sum(2)
+        best = linear_sum_assignment(square.numpy())[1]
+        assert torch.equal(x0[run], noise[run][best])
+    whole, _ = minibatch_ot(37)(x1, seeded(1))
+    assert cost(whole, x1) < cost(x0, x1) < cost(noise, x1)
+
+
+def test_a_larger_size_costs_less():
+    noise, x1 = clouds(256, 2)
+    costs = [cost(minibatch_ot(n)(x1, seeded(1))[0], x1) for n in (2, 16, 64, 256)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] < cost(noise, x1)
+    assert cost(minibatch_ot()(x1, seeded(1))[0], x1) == costs[-1]
+
+
+def test_images_are_compared_pixel_by_pixel():
+    x1 = torch.randn(12, 2, 3, 3, generator=seeded(0))
+    x0, _ = minibatch_ot(12)(x1, seeded(1))
+    flat, _ = minibatch_ot(12)(x1.flatten(1), seeded(1))
+    assert torch.equal(x0.flatten(1), flat)
+
+
+def test_near_pairs_make_straighter_paths():
+    """On a line the exact coupling is a straight flow: paths never cross."""
+    noise, x1 = clouds(200, 1)
+    x0, _ = minibatch_ot(200)(x1, seeded(1))
+    for moment in (0.3, 0.9):
+        t = torch.full((200,), moment).double()
+        x = linear.at(x0, x1, t).x[:, 0]
+        assert torch.equal(x.argsort(), x1[:, 0].argsort())
+        assert not torch.equal(linear.at(noise, x1, t).x[:, 0].argsort(), x.argsort())
+
+
+def test_given_pairs_are_noise_then_data():
+    pairs = torch.randn(5, 2, 1, 4, 4)
+    x0, x1 = given(pairs)
+    assert torch.equal(x0, pairs[:, 0])
+    assert torch.equal(x1, pairs[:, 1])
+    again = torch.stack(given(torch.randn(2, 2, 7), None), 1)
+    assert torch.equal(torch.stack(given(again), 1), again)

@@ -80,3 +80,44 @@ def test_line_colours_stand_out_on_white():
     """Contrast of at least 3 to 1, as the accessibility guidelines ask of graphics."""
     for colour in (show.BLUE, show.ORANGE, show.GREEN, show.BLACK, show.GREY):
         assert 1.05 / (luminance(colour) + 0.05) >= 3, colour
+
+
+def sheet(x, **options):
+    """The picture that `images` draws, and its scale."""
+    _, ax = show.panels()
+    assert show.images(ax, x, **options) is ax
+    (image,) = ax.get_images()
+    assert not ax.axison
+    return np.asarray(image.get_array()), image.get_clim()
+
+
+def test_images_stand_in_rows_with_a_pixel_between():
+    x = torch.rand(5, 3, 2, 4) * 1.8 - 1
+    picture, _ = sheet(x, columns=3)
+    assert picture.shape == (2 * 3 - 1, 3 * 5 - 1, 3)
+    for i in range(5):
+        row, column = 3 * (i // 3), 5 * (i % 3)
+        found = picture[row : row + 2, column : column + 4]
+        assert np.allclose(found, (x[i].permute(1, 2, 0) + 1) / 2)
+    assert (picture[2] == 1).all(), "white between the rows"
+    assert (picture[:, [4, 9]] == 1).all(), "white between the columns"
+    assert (picture[3:, 10:] == 1).all(), "white where no image is left"
+
+
+def test_gray_images_are_ink_on_paper_on_one_scale_for_all():
+    x = torch.tensor([-1.0, -0.5, 0.0, 1.0]).reshape(4, 1, 1, 1)
+    picture, limits = sheet(x, columns=4)
+    assert picture.ravel()[::2].tolist() == [1, 0.75, 0.5, 0]
+    assert limits == (0, 1)
+    assert sheet(x[1:3])[1] == (0, 1), "also where no image is black or white"
+
+
+def test_colours_beyond_the_range_are_cut_without_a_complaint(caplog):
+    picture, _ = sheet(torch.tensor([-3.0, 0, 3]).reshape(1, 3, 1, 1), columns=1)
+    assert picture.ravel().tolist() == [0, 0.5, 1]
+    assert not caplog.records
+
+
+def test_images_of_a_graph_in_half_precision_can_be_drawn():
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.float16, requires_grad=True)
+    assert (sheet(x)[0][:4, :4] == 0.5).all()

@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from flowtext.sources import bare
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 STAMPS = BOOK / "stamps"
@@ -77,20 +79,10 @@ def fingerprint(notebook: nbformat.NotebookNode) -> dict:
         "source": digest(INSTALL.sub("", "\n".join(code))),
         "outputs": digest(json.dumps(stored, sort_keys=True)),
         "modules": {
-            module.name: digest(bare(module.read_text()))
+            module.name: digest(bare(ast.parse(module.read_text())))
             for module in modules("\n".join(code))
         },
     }
-
-
-def bare(source: str) -> str:
-    """What a module does: its syntax tree without comments and docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 def modules(code: str) -> list[Path]:

@@ -8,7 +8,7 @@ import torch
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
     raise ImportError(f"got torch {torch.__version__}, expected 2.9 or newer")
 if importlib.util.find_spec("flowtext") is None:
-    source = "git+https://github.com/flowtext/flowtext@v0.1.0"
+    source = "git+https://github.com/flowtext/flowtext@v0.2.0"
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, f"flowtext @ {source}"], check=True)
     importlib.invalidate_caches()

@@ -1,0 +1,114 @@
+"""What is measured of a trained net: rows of numbers, each beside its noise floor."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from flowtext import nets
+from flowtext.data import load
+from flowtext.objectives import FlowMatching
+from flowtext.paths import linear
+from flowtext.score import (
+    frechet,
+    mode_mass,
+    mode_tv,
+    nearest,
+    precision_recall,
+    sliced_wasserstein,
+)
+from flowtext.solve import euler, grid, integrate, reference
+from flowtext.tensors import Label, State
+from flowtext.worlds import eight_modes
+
+SAMPLES = 10_000  # of the plane, for each net
+
+# seed, calls, metric, value, floor
+Rows = Iterator[tuple[int, int, str, float, float]]
+
+
+def sample(net: nets.Net, x0: State, calls: int, y: Label | None = None) -> State:
+    """The ends of Euler's steps from x0, a thousand samples at a time."""
+    parts = x0.split(1000)
+    labels = [None] * len(parts) if y is None else y.split(1000)
+    with torch.no_grad():
+        ends = [
+            integrate(nets.velocity(net, label), part, grid(calls), euler)
+            for part, label in zip(parts, labels, strict=True)
+        ]
+    return torch.cat(ends)
+
+
+def plane(net: nets.Net, calls: Sequence[int]) -> Rows:
+    """Path error and distribution errors of one net or of many, by Euler's method."""
+    world, n, generator = eight_modes(), SAMPLES, Generator().manual_seed(1)
+    x0 = torch.randn(n, 2, generator=generator)
+    real, other = (world.sample(n, generator).float() for _ in range(2))
+    zero = torch.zeros(n).double()
+    truth = reference(world.velocity(linear), x0.double(), zero, zero + 1).float()
+
+    def numbers(x: State, goal: State) -> dict[str, Tensor]:
+        found = {"rmse": (x - goal).square().sum(1).mean().sqrt()}
+        found |= {"off-mode": mode_mass(x, world)[-1], "mode-tv": mode_tv(x, world)}
+        return found | {"sw2": sliced_wasserstein(x, real)}
+
+    floor = numbers(other, other)
+    each = map(net.net, range(len(net))) if isinstance(net, nets.Twins) else [net]
+    for seed, alone in enumerate(each):
+        for many in calls:
+            found = numbers(sample(alone, x0, many), truth)
+            yield from _rows(seed, many, found, floor)
+
+
+def images(
+    net: nets.Net, calls: Sequence[int], name: str, judge: nets.Classifier
+) -> Rows:
+    """Images made with labels against 10,000 real ones, in a classifier's features.
+
+    The floor of a number is that of as many test images, 2,000 or all.
+    """
+    train, test, n = load(name), load(name, train=False), 2000
+    few, real = test.x[:n], train.x[:10_000]
+    y = torch.arange(len(few)) % train.classes
+    x0 = torch.randn(few.shape, generator=Generator().manual_seed(1))
+    known = features_of(judge, real)
+
+    def numbers(x: State, y: Label) -> dict[str, Tensor]:
+        seen = features_of(judge, x)
+        precision, recall = precision_recall(known[: len(x)], seen)
+        agree = (judge.head(seen.float()).argmax(1) == y).float().mean()
+        found = {"frechet": frechet(seen, known), "agreement": agree}
+        found |= {"precision": precision, "recall": recall}
+        return found | {"nearest": nearest(x, real).median()}
+
+    floor = numbers(few, test.y[:n])
+    yield from _rows(0, 0, *[{"loss": fixed_loss(net, train.x[:n], train.y[:n])}] * 2)
+    for many in calls:
+        yield from _rows(0, many, numbers(sample(net, x0, many, y), y), floor)
+
+
+def fixed_loss(net: nets.Net, x1: State, y: Label) -> float:
+    """The flow-matching loss with fixed noise and times, to compare nets by."""
+    with torch.no_grad():
+        generator = Generator().manual_seed(1)
+        return float(FlowMatching()(net, x1, y, generator=generator).mean())
+
+
+def classifier(net: nn.Module, calls: Sequence[int], name: str) -> Rows:
+    """The accuracy on the test set; the floor is that of a guess."""
+    test = load(name, train=False)
+    found = net.head(features_of(net, test.x).float()).argmax(1)
+    right = {"accuracy": (found == test.y).float().mean()}
+    yield from _rows(0, 1, right, {"accuracy": 1 / test.classes})
+
+
+def features_of(judge: nets.Classifier, x: State) -> Float[Tensor, "b f"]:
+    """The features of images, a thousand at a time, in float64."""
+    with torch.no_grad():
+        return torch.cat([judge.features(part) for part in x.split(1000)]).double()
+
+
+def _rows(seed: int, calls: int, found: dict, floor: dict) -> Rows:
+    for metric, value in found.items():
+        yield seed, calls, metric, float(value), float(floor[metric])

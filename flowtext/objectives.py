@@ -1,0 +1,97 @@
+"""Learn the velocity: objectives(net, x1, y), one loss a sample."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from flowtext.nets import KINDS, Net
+from flowtext.paths import Coupling, Path, Point, independent, linear
+from flowtext.tensors import Label, State, Time, per_sample
+
+TimeLaw = Callable[[int, Generator | None], Time]
+Loss = Float[Tensor, " b"]
+
+
+class At(NamedTuple):
+    """The moment of a training run: progress from 0 to 1, and the averaged net."""
+
+    progress: float
+    ema: nn.Module | None
+
+
+def uniform(n: int, generator: Generator | None = None) -> Time:
+    """n times, each as likely as the next, in [0, 1)."""
+    device = generator.device if generator else None
+    return torch.rand(n, generator=generator, device=device)
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
+    """Times whose log-odds are normal: most in the middle, few at the ends.
+
+    A mean above 0 leans towards the data. Source: Esser et al. 2024 (2403.03206).
+    """
+
+    def draw(n: int, generator: Generator | None = None) -> Time:
+        device = generator.device if generator else None
+        z = torch.randn(n, generator=generator, device=device)
+        return torch.sigmoid(mean + std * z)
+
+    return draw
+
+
+def within(low: float, high: float, law: TimeLaw = uniform) -> TimeLaw:
+    """A law squeezed into [low, high], for a path with no value at an end.
+
+    Raises ValueError unless 0 <= low < high <= 1.
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"got times from {low} to {high}, expected 0 <= low < high <= 1"
+        )
+    return lambda n, generator=None: low + (high - low) * law(n, generator)
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Regress what the net predicts on the pair behind each point of the path.
+
+    The least loss is reached by the mean over pairs, the velocity of the flow (or the
+    posterior mean of data or noise), and it is not 0. `weight` is a function of time.
+    Raises ValueError for an unknown prediction. Source: Lipman et al. 2023 (arXiv
+    2210.02747), equation 9.
+    """
+
+    path: Path = linear
+    pair: Coupling = independent
+    times: TimeLaw = uniform
+    predicts: str = "velocity"
+    weight: Callable[[Time], Time] = torch.ones_like
+
+    def __post_init__(self) -> None:
+        if self.predicts not in KINDS:
+            raise ValueError(f"got {self.predicts!r}, expected one of {[*KINDS]}")
+
+    def __call__(
+        self,
+        net: Net,
+        x1: State,
+        y: Label | None = None,
+        *,
+        at: At | None = None,
+        generator: Generator | None = None,
+    ) -> Loss:
+        x0, x1 = self.pair(x1, generator)
+        t = self.times(len(x1), generator).to(x1)
+        point = self.path.at(x0, x1, t)
+        miss = net(point.x, t, t, y) - self.target(point)
+        return self.weight(t) * per_sample(miss)
+
+    def target(self, point: Point) -> State:
+        """What the net should say at a point: its velocity, its data or its noise."""
+        return dict(zip(KINDS, (point.v, point.x1, point.x0), strict=True))[
+            self.predicts
+        ]

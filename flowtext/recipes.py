@@ -1,0 +1,237 @@
+"""Every trained model by name, how it was made, and the records of what it can do."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path as File
+
+import pooch
+import torch
+from torch import Generator, Tensor, nn
+
+import flowtext
+from flowtext import measure, nets
+from flowtext.data import load, minibatches
+from flowtext.fit import Batches, Step, fading, fit, read
+from flowtext.guide import drop_labels
+from flowtext.objectives import At, FlowMatching
+from flowtext.sources import fingerprint
+from flowtext.tensors import Label, State
+from flowtext.worlds import eight_modes
+
+HERE = File(__file__).parent
+RELEASED = HERE / "released"
+MODELS = HERE.parent / "book" / "models"  # in a clone; elsewhere they are fetched
+SOURCE = "https://github.com/flowtext/flowtext/raw/v{}/book/models/"
+CALLS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained and measured.
+
+    `batches(device)` gives the draw of training data; `measure(net, calls)` yields
+    rows (seed, calls, metric, value, floor).
+    """
+
+    about: str
+    world: str
+    net: Callable[[], nn.Module]
+    objective: Callable
+    batches: Callable[[str], Batches]
+    steps: int
+    lr: float
+    measure: Callable[[nn.Module, Sequence[int]], measure.Rows]
+    calls: Sequence[int] = CALLS
+    ema: float = 0.999
+    clip: float = 1.0
+
+
+def eight_flow() -> Recipe:
+    """Flow matching on the eight modes, twenty seeds at once."""
+    return Recipe(
+        about="flow matching on straight lines, MLP 3 x 128",
+        world="eight modes",
+        net=lambda: nets.Twins([nets.MLP(2) for _ in range(20)]),
+        objective=FlowMatching(),
+        batches=lambda device: lambda g: eight_modes().sample(20 * 256, g).float(),
+        steps=6000,
+        lr=4e-3,
+        measure=measure.plane,
+        clip=float("inf"),
+    )
+
+
+def digits_features() -> Recipe:
+    """The classifier in whose features digits are compared."""
+    return features("digits", size=8, steps=600)
+
+
+def mnist_features() -> Recipe:
+    """The classifier in whose features MNIST images are compared."""
+    return features("mnist", size=28, steps=2000)
+
+
+def cifar10_features() -> Recipe:
+    """The classifier in whose features CIFAR-10 images are compared."""
+    return features("cifar10", size=32, steps=6000, channels=3, width=64)
+
+
+def digits_flow() -> Recipe:
+    """Flow matching on 8 x 8 digits, with labels."""
+    return image_flow("digits", (32, 64), 1, batch=64, steps=2000)
+
+
+def mnist_flow() -> Recipe:
+    """Flow matching on MNIST, with labels."""
+    return image_flow("mnist", (32, 64), 2, batch=64, steps=12_000)
+
+
+def cifar10_flow() -> Recipe:
+    """Flow matching on CIFAR-10, with labels."""
+    return image_flow("cifar10", (96, 128, 128), 1, batch=128, steps=60_000)
+
+
+RECIPES = {
+    recipe.__name__.replace("_", "-"): recipe
+    for recipe in (
+        eight_flow,
+        digits_features,
+        digits_flow,
+        mnist_features,
+        mnist_flow,
+        cifar10_features,
+        cifar10_flow,
+    )
+}
+
+
+def image_flow(
+    name: str, widths: Sequence[int], patch: int, batch: int, steps: int
+) -> Recipe:
+    """A UNet with labels, a tenth of them left out, on images of a set."""
+    channels = 3 if name == "cifar10" else 1
+    return Recipe(
+        about=f"flow matching on straight lines, UNet {'-'.join(map(str, widths))}",
+        world=name,
+        net=lambda: nets.UNet(channels, widths, patch, labels=10),
+        objective=drop_labels(FlowMatching(), 0.1),
+        batches=lambda device: _draw(name, batch, device),
+        steps=steps,
+        lr=2e-3,
+        measure=lambda net, calls: measure.images(net, calls, name, judge_of(name)),
+    )
+
+
+def features(
+    name: str, size: int, steps: int, channels: int = 1, width: int = 32
+) -> Recipe:
+    """A small classifier of the images of a set."""
+    return Recipe(
+        about="a classifier whose last hidden layer gives features",
+        world=name,
+        net=lambda: nets.Classifier(channels, size, 10, width),
+        objective=classify,
+        batches=lambda device: _draw(name, 64, device),
+        steps=steps,
+        lr=3e-3,
+        measure=lambda net, calls: measure.classifier(net, calls, name),
+        calls=(1,),
+    )
+
+
+def classify(net, x1: State, y: Label, *, at: At, generator: Generator) -> Tensor:
+    """The cross-entropy of a classifier, one loss a sample."""
+    return nn.functional.cross_entropy(net(x1), y, reduction="none")
+
+
+def train(name: str, seed: int = 0, keep: File | None = None) -> Iterator[Step]:
+    """Train a model by its recipe, on a GPU if there is one; yields after each step.
+
+    Raises ValueError for an unknown name, with the known ones.
+    """
+    return start(recipe_of(name), seed, keep)
+
+
+def start(recipe: Recipe, seed: int, keep: File | None) -> Iterator[Step]:
+    """The training of a recipe: everything random in it comes from the seed."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(seed)
+    return fit(
+        recipe.net().to(device),
+        recipe.objective,
+        recipe.batches(device),
+        steps=recipe.steps,
+        lr=fading(recipe.lr),
+        ema=recipe.ema,
+        clip=recipe.clip,
+        generator=Generator(device).manual_seed(seed),
+        keep=keep,
+    )
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of that name. Raises ValueError for an unknown one."""
+    if name not in RECIPES:
+        raise ValueError(f"got recipe {name!r}, expected one of {[*RECIPES]}")
+    return RECIPES[name]()
+
+
+def records(name: str) -> list[dict]:
+    """What was measured of a model: one record a seed, number of calls and metric.
+
+    Raises ValueError for a name without records.
+    """
+    path = RELEASED / f"{name}.json"
+    if not path.exists():
+        known = sorted(file.stem for file in RELEASED.glob("*-*.json"))
+        raise ValueError(f"got {name!r}, expected one of {known}")
+    stored = json.loads(path.read_text())
+    return [
+        dict(zip(stored["columns"], row, strict=True)) | stored["all"]
+        for row in stored["rows"]
+    ]
+
+
+def released(name: str) -> tuple[nn.Module, dict]:
+    """A released net of a recipe, ready to be called, and its facts.
+
+    From the clone, from the folder or address in $FLOWTEXT_MODELS, or fetched once.
+    Raises ValueError for an unknown name or a damaged file.
+    """
+    recipe = recipe_of(name)
+    registry = json.loads((RELEASED / "weights.json").read_text())
+    if name not in registry:
+        raise ValueError(f"got {name!r}, expected one of {[*registry]}")
+    file, place = f"{name}.safetensors", os.environ.get("FLOWTEXT_MODELS", str(MODELS))
+    if not (path := File(place) / file).exists():
+        source = place if "://" in place else SOURCE.format(flowtext.__version__)
+        path = pooch.retrieve(f"{source.rstrip('/')}/{file}", registry[name])
+    if pooch.file_hash(path) != registry[name]:
+        raise ValueError(f"got a damaged {path}, expected SHA-256 {registry[name]}")
+    net = alone(recipe.net())
+    facts = read(path, net)
+    return net.eval().requires_grad_(False), facts
+
+
+def judge_of(name: str) -> nets.Classifier:
+    """The released classifier in whose features images of a set are compared."""
+    return released(f"{name}-features")[0]
+
+
+def alone(net: nn.Module) -> nn.Module:
+    """The first net of many that were trained together; another net as it is."""
+    return net.net(0) if isinstance(net, nets.Twins) else net
+
+
+def source_of(name: str, *, trained: bool = False) -> str:
+    """The fingerprint of all code behind a recipe's records, or its training alone."""
+    recipe_of(name)
+    apart = ("RECIPES", "measure", "judge_of") if trained else ("RECIPES",)
+    return fingerprint("recipes", name.replace("-", "_"), "start", apart=apart)
+
+
+def _draw(name: str, size: int, device: str) -> Batches:
+    data = load(name)
+    return minibatches(data.x.to(device), size, data.y.to(device))

@@ -1,0 +1,232 @@
+"""Recipes: from a name to a net, to its records, and back."""
+
+import datetime
+import hashlib
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from flowtext import __main__ as shell
+from flowtext import measure, nets, recipes
+from flowtext.fit import read
+from flowtext.objectives import FlowMatching
+from flowtext.worlds import eight_modes
+
+RELEASED = sorted(json.loads((recipes.RELEASED / "weights.json").read_text()))
+EACH = pytest.mark.parametrize("name", RELEASED)
+
+
+def tiny():
+    """Two small nets in the plane, trained together for six steps."""
+    return recipes.Recipe(
+        about="a small test",
+        world="eight modes",
+        net=lambda: nets.Twins([nets.MLP(2, width=8) for _ in range(2)]),
+        objective=FlowMatching(),
+        batches=lambda device: lambda g: eight_modes().sample(16, g).float(),
+        steps=6,
+        lr=1e-2,
+        measure=measure.plane,
+        calls=(1, 2),
+        clip=math.inf,
+    )
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """An empty place where `tiny` is trained, measured and released."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RELEASED", "MODELS"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(recipes, name, tmp_path / name)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-flow", tiny)
+    monkeypatch.setattr(recipes, "source_of", lambda name, trained=False: "here")
+    monkeypatch.setattr(measure, "SAMPLES", 100)
+    return tmp_path
+
+
+@EACH
+def test_released_weights_are_those_of_the_registry(name):
+    net, facts = recipes.released(name)
+    assert facts["recipe"] == name
+    assert facts["seed"] == 0
+    assert not any(p.requires_grad for p in net.parameters())
+    path = recipes.MODELS / f"{name}.safetensors"
+    known = json.loads((recipes.RELEASED / "weights.json").read_text())[name]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == known
+    assert path.stat().st_size <= 8e6
+
+
+def test_all_weights_together_are_small():
+    assert sum(path.stat().st_size for path in recipes.MODELS.iterdir()) <= 20e6
+
+
+@EACH
+def test_records_are_of_the_code_as_it_stands(name):
+    found = recipes.records(name)
+    stale = f"python -m flowtext fit {name}, then release {name}"
+    assert {record["source"] for record in found} == {recipes.source_of(name)}, stale
+    assert all(math.isfinite(record["value"]) for record in found)
+
+
+def test_a_record_of_the_day_is_found_again():
+    """Seed 0's weights are released, so what few calls give can be measured again."""
+    name = RELEASED[datetime.date.today().toordinal() % len(RELEASED)]
+    old = {
+        (r["calls"], r["metric"]): r["value"]
+        for r in recipes.records(name)
+        if r["seed"] == 0 and r["calls"] <= 2
+    }
+    net, _ = recipes.released(name)
+    calls = [c for c in recipes.recipe_of(name).calls if c <= 2]
+    new = {
+        (calls, metric): value
+        for _, calls, metric, value, _ in recipes.recipe_of(name).measure(net, calls)
+    }
+    assert new == pytest.approx(old, rel=2e-2, abs=2e-3)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"got recipe 'mnist', expected one of \['eig"):
+        recipes.train("mnist")
+    with pytest.raises(ValueError, match="got 'mnist'"):
+        recipes.records("mnist")
+
+
+def test_a_model_from_the_shell(workshop, capsys):
+    assert shell.main(["fit", "tiny-flow"]) == 0
+    assert shell.main(["release", "tiny-flow"]) == 0
+    rows = recipes.records("tiny-flow")
+    assert len(rows) == 2 * 2 * 4  # two seeds, two numbers of calls, four metrics
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert rows[0]["train_steps"] == 6
+    assert rows[0]["sampler"] == "euler"
+    capsys.readouterr()
+    assert shell.main(["score", "tiny-flow"]) == 0
+    header, *lines = capsys.readouterr().out.strip().splitlines()
+    assert header.split() == ["seed", "calls", "metric", "value", "floor"]
+    assert [float(line.split()[3]) for line in lines] == [row["value"] for row in rows]
+    alone, facts = recipes.released("tiny-flow")
+    both = tiny().net()
+    read(workshop / "runs" / "tiny-flow-0.safetensors", both)
+    x, t = torch.randn(5, 2), torch.rand(5)
+    first = both.net(0)(x, t, t)
+    assert (alone(x, t, t) - first).abs().max() < 1e-2 * first.abs().max()
+    assert facts["train_seconds"] > 0
+
+
+def test_training_in_slices_gives_the_same_weights(workshop):
+    assert shell.main(["fit", "tiny-flow", "--seed", "3"]) == 0
+    whole = tiny().net()
+    read(workshop / "runs" / "tiny-flow-3.safetensors", whole)
+    for file in (workshop / "runs").iterdir():
+        file.unlink()
+    for _ in range(6):
+        assert not (workshop / "runs" / "tiny-flow-3.safetensors").exists()
+        assert shell.main(["fit", "tiny-flow", "--seed", "3", "--minutes", "0"]) == 0
+    parts = tiny().net()
+    read(workshop / "runs" / "tiny-flow-3.safetensors", parts)
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(*(each.parameters() for each in (whole, parts)), strict=True)
+    )
+    log = json.loads((workshop / "runs" / "tiny-flow-3.json").read_text())
+    assert [part["until"] for part in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_average_is_what_is_kept(workshop):
+    *_, last = recipes.train("tiny-flow", 0)
+    shell.main(["fit", "tiny-flow"])
+    kept = tiny().net()
+    read(workshop / "runs" / "tiny-flow-0.safetensors", kept)
+    for average, found in zip(last.ema.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(average, found)
+
+
+def test_a_seed_is_a_run_of_its_own(workshop):
+    def loss(seed):
+        *_, last = recipes.train("tiny-flow", seed)
+        return last.loss
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+    draws = [next(recipes.train("tiny-flow", seed)).net for seed in (1, 2)]
+    assert not torch.equal(draws[0].stacks[0], draws[1].stacks[0])
+
+
+def test_what_is_not_there_is_said(workshop, capsys, monkeypatch):
+    assert shell.main(["score", "tiny-flow"]) == 1
+    assert (
+        "runs/tiny-flow-0.safetensors, which cannot be read" in capsys.readouterr().err
+    )
+    assert shell.main(["release", "tiny-flow"]) == 1
+    assert "expected seed 0: fit it first" in capsys.readouterr().err
+    shell.main(["fit", "tiny-flow"])
+    monkeypatch.setattr(recipes, "source_of", lambda name, trained=False: "new")
+    assert shell.main(["release", "tiny-flow"]) == 1
+    assert "trained by other code" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        shell.main(["fit"])
+    assert "fit needs a NAME" in capsys.readouterr().err
+    (workshop / "RELEASED" / "weights.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=re.escape("got 'tiny-flow', expected one of []")
+    ):
+        recipes.released("tiny-flow")
+
+
+def test_damaged_weights_are_refused(workshop, monkeypatch):
+    shell.main(["fit", "tiny-flow"])
+    shell.main(["release", "tiny-flow"])
+    path = recipes.MODELS / "tiny-flow.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="got a damaged"):
+        recipes.released("tiny-flow")
+    monkeypatch.setenv("FLOWTEXT_MODELS", str(workshop / "elsewhere"))
+    (workshop / "elsewhere").mkdir()
+    path.rename(workshop / "elsewhere" / path.name)
+    with pytest.raises(ValueError, match="elsewhere"):
+        recipes.released("tiny-flow")
+
+
+def test_the_list_says_what_is_released(capsys):
+    assert shell.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*recipes.RECIPES]
+    said = {line.split()[0] for line in lines if line.split()[1] == "released"}
+    assert said == set(RELEASED)
+
+
+def test_measures_of_the_plane_know_the_truth(monkeypatch):
+    """The exact velocity has a path error that Euler's steps leave, and no strays."""
+    monkeypatch.setattr(measure, "SAMPLES", 400)
+    v = eight_modes().velocity(measure.linear)
+
+    def exact(x, s, t, y=None):
+        return v(x.double(), t.double()).float()
+
+    found = {(c, k): value for _, c, k, value, _ in measure.plane(exact, (1, 64))}
+    assert found[64, "rmse"] < 0.1 < 1.5 < found[1, "rmse"]
+    assert found[64, "off-mode"] < 0.01
+    assert found[1, "off-mode"] == 1
+    floors = {k: floor for *_, k, _, floor in measure.plane(exact, (1,))}
+    assert floors["rmse"] == 0
+    assert found[64, "sw2"] < 2 * floors["sw2"]
+
+
+def test_measures_of_images_tell_real_from_noise(monkeypatch):
+    """A net that stands still leaves noise; real images stand at the floor."""
+
+    def still(x, s, t, y=None):
+        return torch.zeros_like(x)
+
+    judge = recipes.judge_of("digits")
+    rows = list(measure.images(still, (1,), "digits", judge))
+    found = {metric: (value, floor) for _, _, metric, value, floor in rows}
+    assert found["frechet"][0] > 20 * found["frechet"][1]
+    assert found["precision"][0] < 0.1 < 0.8 < found["precision"][1]
+    assert found["agreement"][0] < 0.4 < 0.9 < found["agreement"][1]
+    assert found["nearest"][0] > 1.5 * found["nearest"][1]
