@@ -38,11 +38,13 @@ forks.set_forkserver_preload(
 
 
 def copy(folder):
-    """The package, its tests and their settings, and nothing else."""
+    """The package, its tests and their settings, and the released weights."""
     for name in ("flowtext", "tests"):
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "book").mkdir()
+    (folder / "book" / "models").symlink_to(ROOT / "book" / "models")
 
 
 def run(folder, tests):
