@@ -14,7 +14,7 @@ from flowtext import recipes
 from flowtext.fit import read, save
 
 RUNS = Path("runs")
-COLUMNS = ["seed", "calls", "metric", "value", "floor"]
+COLUMNS = ["seed", "sampler", "calls", "metric", "value", "floor"]
 
 
 def fit(name: str, seed: int, minutes: float) -> None:
@@ -56,26 +56,28 @@ def measured(name: str, seed: int) -> tuple[torch.nn.Module, dict, list]:
     return net, facts, [[row[0] + seed, *row[1:]] for row in rows]
 
 
-def score(name: str, seed: int, minutes: float) -> None:
+def score(name: str, seed: int) -> None:
     """Measure a trained net and print what was found."""
     print("\t".join(COLUMNS))
     for row in measured(name, seed)[2]:
         print("\t".join(str(entry) for entry in row))
 
 
-def release(name: str, seed: int, minutes: float) -> None:
+def release(name: str) -> None:
     """Measure every trained seed; write the records, and the weights of seed 0."""
-    recipe, rows = recipes.recipe_of(name), []
+    recipe, rows, seconds = recipes.recipe_of(name), [], []
     seeds = [s for s in range(99) if (RUNS / f"{name}-{s}.safetensors").exists()]
     if 0 not in seeds:
         raise ValueError(f"got seeds {seeds} in {RUNS}/, expected seed 0: fit it first")
     for number in reversed(seeds):
         net, facts, found = measured(name, number)
         rows = found + rows
+        seconds.append(facts["train_seconds"])
     shared = {"experiment": name, "method": recipe.about, "world": recipe.world}
-    shared |= {"sampler": "euler", "train_steps": recipe.steps}
-    shared |= {"train_evals": 3 * recipe.steps, "source": recipes.source_of(name)}
-    shared |= {key: facts[key] for key in ("train_seconds", "device", "version")}
+    shared |= {"train_steps": recipe.steps, "train_evals": recipe.passes * recipe.steps}
+    shared |= {"train_seconds": sum(seconds) / len(seconds)}
+    shared |= {key: facts[key] for key in ("device", "version")}
+    shared |= {"source": recipes.source_of(name)}
     stored = {"all": shared, "columns": COLUMNS, "rows": rows}
     text = json.dumps(stored).replace("], [", "],\n[") + "\n"
     (recipes.RELEASED / f"{name}.json").write_text(text)
@@ -88,7 +90,7 @@ def release(name: str, seed: int, minutes: float) -> None:
     registry.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
-def names(name: str, seed: int, minutes: float) -> None:
+def names() -> None:
     """Every recipe, and whether it is released."""
     for each in recipes.RECIPES:
         state = "released" if (recipes.RELEASED / f"{each}.json").exists() else "-"
@@ -100,7 +102,12 @@ def device() -> str:
 
 
 def main(words: list[str]) -> int:
-    verbs = {"list": names, "fit": fit, "score": score, "release": release}
+    verbs = {
+        "list": lambda given: names(),
+        "fit": lambda given: fit(given.name, given.seed, given.minutes),
+        "score": lambda given: score(given.name, given.seed),
+        "release": lambda given: release(given.name),
+    }
     parser = argparse.ArgumentParser(prog="python -m flowtext", description=__doc__)
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("name", nargs="?", choices=[*recipes.RECIPES])
@@ -112,7 +119,7 @@ def main(words: list[str]) -> int:
     if given.verb != "list" and given.name is None:
         parser.error(f"{given.verb} needs a NAME: see python -m flowtext list")
     try:
-        verbs[given.verb](given.name or "", given.seed, given.minutes)
+        verbs[given.verb](given)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

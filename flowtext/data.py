@@ -25,7 +25,8 @@ from flowtext.tensors import Label, State, check_state
 KNOWN = json.loads((Path(__file__).parent / "released" / "images.json").read_text())
 # What a hash covers: all bytes of a file, or its unzipped bytes, or its arrays.
 Content = list[bytes | np.ndarray]
-Batches = Callable[[Generator | None], tuple[State, Label | None]]
+# A draw of data, with labels or without.
+Batches = Callable[[Generator | None], State | tuple[State, Label | None]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,9 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import flowtext
+from flowtext.data import Batches
 from flowtext.objectives import At
-from flowtext.tensors import Label, State
 
-Batches = Callable[[Generator | None], State | tuple[State, Label | None]]
 Rate = float | Callable[[float], float]
 
 
@@ -66,6 +65,11 @@ def fit(
     call then goes on from there, to the same weights. Raises ValueError when loss or
     gradient is no number; the weights are then those of the step before.
     """
+    if steps < 1 or every < 1:
+        got = f"{steps} steps, saved every {every}"
+        raise ValueError(f"got {got}, expected 1 or more of each")
+    if keep and not File(keep).parent.is_dir():
+        raise ValueError(f"got {keep}, expected a file in a folder that exists")
     run = _Run(net, ema, generator)
     if keep and File(keep).exists():
         run.load(keep)
@@ -115,7 +119,7 @@ class _Run:
     def differentiate(self, objective, batches, progress, clip) -> Float[Tensor, ""]:
         device = next(self.net.parameters()).device
         batch = batches(self.generator)
-        x1, y = batch if isinstance(batch, tuple) else (batch, None)
+        x1, y = batch if isinstance(batch, tuple | list) else (batch, None)
         x1, y = x1.to(device), None if y is None else y.to(device)
         at = At(progress, self.average.module)
         with precision(device):

@@ -1,6 +1,7 @@
 """What is measured of a trained net: rows of numbers, each beside its noise floor."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from flowtext import nets
 from flowtext.data import load
+from flowtext.maps import hop
 from flowtext.objectives import FlowMatching
 from flowtext.paths import linear
 from flowtext.score import (
@@ -18,30 +20,55 @@ from flowtext.score import (
     precision_recall,
     sliced_wasserstein,
 )
-from flowtext.solve import euler, grid, integrate, reference
+from flowtext.solve import Grid, euler, grid, integrate, reference
 from flowtext.tensors import Label, State
 from flowtext.worlds import eight_modes
 
 SAMPLES = 10_000  # of the plane, for each net
 
-# seed, calls, metric, value, floor
-Rows = Iterator[tuple[int, int, str, float, float]]
+# seed, sampler, calls, metric, value, floor
+Rows = Iterator[tuple[int, str, int, str, float, float]]
 
 
-def sample(net: nets.Net, x0: State, calls: int, y: Label | None = None) -> State:
-    """The ends of Euler's steps from x0, a thousand samples at a time."""
+def _euler(net: nets.Net, x0: State, times: Grid, y: Label | None) -> State:
+    return integrate(nets.velocity(net, y), x0, times, euler)
+
+
+def _renoised(net: nets.Net, x0: State, times: Grid, y: Label | None) -> State:
+    fresh = Generator(x0.device).manual_seed(2)
+    return hop(net, x0, times, y, renoise=1.0, generator=fresh)
+
+
+SAMPLERS = {"euler": _euler, "map": hop, "renoised map": _renoised}
+
+
+def sample(
+    net: nets.Net,
+    x0: State,
+    calls: int,
+    y: Label | None = None,
+    sampler: str = "euler",
+) -> State:
+    """Samples from noise x0 by so many equal steps, a thousand at a time.
+
+    Raises ValueError for an unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"got {sampler!r}, expected one of {[*SAMPLERS]}")
     parts = x0.split(1000)
     labels = [None] * len(parts) if y is None else y.split(1000)
     with torch.no_grad():
         ends = [
-            integrate(nets.velocity(net, label), part, grid(calls), euler)
+            SAMPLERS[sampler](net, part, grid(calls), label)
             for part, label in zip(parts, labels, strict=True)
         ]
     return torch.cat(ends)
 
 
-def plane(net: nets.Net, calls: Sequence[int]) -> Rows:
-    """Path error and distribution errors of one net or of many, by Euler's method."""
+def plane(
+    net: nets.Net, calls: Sequence[int], samplers: Sequence[str] = ("euler",)
+) -> Rows:
+    """Path error and distribution errors of one net or of many, with each sampler."""
     world, n, generator = eight_modes(), SAMPLES, Generator().manual_seed(1)
     x0 = torch.randn(n, 2, generator=generator)
     real, other = (world.sample(n, generator).float() for _ in range(2))
@@ -56,13 +83,17 @@ def plane(net: nets.Net, calls: Sequence[int]) -> Rows:
     floor = numbers(other, other)
     each = map(net.net, range(len(net))) if isinstance(net, nets.Twins) else [net]
     for seed, alone in enumerate(each):
-        for many in calls:
-            found = numbers(sample(alone, x0, many), truth)
-            yield from _rows(seed, many, found, floor)
+        for sampler, many in product(samplers, calls):
+            found = numbers(sample(alone, x0, many, sampler=sampler), truth)
+            yield from _rows(seed, sampler, many, found, floor)
 
 
 def images(
-    net: nets.Net, calls: Sequence[int], name: str, judge: nets.Classifier
+    net: nets.Net,
+    calls: Sequence[int],
+    name: str,
+    judge: nets.Classifier,
+    samplers: Sequence[str] = ("euler",),
 ) -> Rows:
     """Images made with labels against 10,000 real ones, in a classifier's features.
 
@@ -83,9 +114,12 @@ def images(
         return found | {"nearest": nearest(x, real).median()}
 
     floor = numbers(few, test.y[:n])
-    yield from _rows(0, 0, *[{"loss": fixed_loss(net, train.x[:n], train.y[:n])}] * 2)
-    for many in calls:
-        yield from _rows(0, many, numbers(sample(net, x0, many, y), y), floor)
+    yield from _rows(
+        0, "none", 0, *[{"loss": fixed_loss(net, train.x[:n], train.y[:n])}] * 2
+    )
+    for sampler, many in product(samplers, calls):
+        found = numbers(sample(net, x0, many, y, sampler), y)
+        yield from _rows(0, sampler, many, found, floor)
 
 
 def fixed_loss(net: nets.Net, x1: State, y: Label) -> float:
@@ -100,7 +134,7 @@ def classifier(net: nn.Module, calls: Sequence[int], name: str) -> Rows:
     test = load(name, train=False)
     found = net.head(features_of(net, test.x).float()).argmax(1)
     right = {"accuracy": (found == test.y).float().mean()}
-    yield from _rows(0, 1, right, {"accuracy": 1 / test.classes})
+    yield from _rows(0, "none", 1, right, {"accuracy": 1 / test.classes})
 
 
 def features_of(judge: nets.Classifier, x: State) -> Float[Tensor, "b f"]:
@@ -109,6 +143,6 @@ def features_of(judge: nets.Classifier, x: State) -> Float[Tensor, "b f"]:
         return torch.cat([judge.features(part) for part in x.split(1000)]).double()
 
 
-def _rows(seed: int, calls: int, found: dict, floor: dict) -> Rows:
+def _rows(seed: int, sampler: str, calls: int, found: dict, floor: dict) -> Rows:
     for metric, value in found.items():
-        yield seed, calls, metric, float(value), float(floor[metric])
+        yield seed, sampler, calls, metric, float(value), float(floor[metric])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowtext.tensors import Label, State, Time, Velocity, anywhere, expand
@@ -89,7 +89,8 @@ class UNet(nn.Module):
         labels: int = 0,
     ):
         super().__init__()
-        self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
+        self.channels, self.patch = channels, patch
+        self.multiple = patch * 2 ** (len(widths) - 1)
         self.clock = _Clock(2 * widths[0], labels)
         size = channels * patch**2
         self.enter = nn.Conv2d(size, widths[0], 3, padding=1)
@@ -109,7 +110,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: State, s: Time, t: Time, y: Label | None = None) -> State:
-        check_image(x, self.multiple)
+        check_image(x, self.multiple, self.channels)
         when = self.clock(s, t, y, x)
         fold = {"p": self.patch, "q": self.patch}
         x = rearrange(x, "b c (h p) (w q) -> b (c p q) h w", **fold)
@@ -147,7 +148,7 @@ class DiT(nn.Module):
         if size % patch or width % heads:
             got = f"size {size}, patch {patch}, width {width} and {heads} heads"
             raise ValueError(f"got {got}, expected whole patches and whole heads")
-        self.size, self.patch = size, patch
+        self.image, self.patch = (channels, size, size), patch
         self.clock = _Clock(width, labels)
         self.enter = nn.Linear(channels * patch**2, width)
         places = torch.randn((size // patch) ** 2, width) / math.sqrt(width)
@@ -158,13 +159,13 @@ class DiT(nn.Module):
         )
 
     def forward(self, x: State, s: Time, t: Time, y: Label | None = None) -> State:
-        if x.ndim != 4 or x.shape[2:] != (self.size, self.size):
-            wanted = f"(b, c, {self.size}, {self.size})"
+        if x.shape[1:] != self.image:
+            wanted = f"(b, {', '.join(map(str, self.image))})"
             raise ValueError(
                 f"got a state of shape {tuple(x.shape)}, expected {wanted}"
             )
         when = self.clock(s, t, y, x)
-        fold = {"p": self.patch, "q": self.patch, "h": self.size // self.patch}
+        fold = {"p": self.patch, "q": self.patch, "h": self.image[1] // self.patch}
         x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", **fold)
         x = self.enter(x) + self.place
         for block in self.blocks:
@@ -181,6 +182,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32):
         super().__init__()
+        self.channels = channels
         self.body = nn.Sequential(
             _conv(channels, width),
             nn.GroupNorm(8, width),
@@ -198,7 +200,7 @@ class Classifier(nn.Module):
 
     def features(self, x: State) -> Float[Tensor, "b 64"]:
         """The last hidden layer, in which samples are compared."""
-        check_image(x, 4)
+        check_image(x, 4, self.channels)
         return self.body(x)
 
     def forward(self, x: State) -> Float[Tensor, "b k"]:
@@ -223,6 +225,9 @@ class Twins(nn.Module):
         n = len(self)
         if len(x) % n:
             raise ValueError(f"got {len(x)} samples, expected a multiple of {n} nets")
+        for part in self.each[0].modules():  # under vmap values cannot be checked
+            if isinstance(part, _Label):
+                part.check(y, x)
 
         def call(weights, *inputs):
             return torch.func.functional_call(self.each[0], weights, inputs)
@@ -263,10 +268,11 @@ def attention(
     return share @ v
 
 
-def check_image(x: State, multiple: int) -> None:
-    """Refuse what is not a batch of images whose sides are multiples of a number."""
-    if x.ndim != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
-        wanted = f"(b, c, h, w) with h and w multiples of {multiple}"
+def check_image(x: State, multiple: int, channels: int) -> None:
+    """Refuse what is not a batch of images of these channels, of whole multiples."""
+    sides = [*x.shape[2:]]
+    if len(sides) != 2 or x.shape[1] != channels or any(n % multiple for n in sides):
+        wanted = f"(b, {channels}, h, w) with h and w multiples of {multiple}"
         raise ValueError(f"got a state of shape {tuple(x.shape)}, expected {wanted}")
 
 
@@ -278,18 +284,25 @@ class _Label(nn.Module):
         self.labels = labels
         self.table = nn.Embedding(labels + 1, width) if labels else None
 
-    def forward(self, y: Int[Tensor, " b"] | None, x: State) -> Tensor:
+    def forward(self, y: Label | None, x: State) -> Tensor:
+        self.check(y, x)
         if self.table is None:
-            if y is not None:
-                raise ValueError("got labels, expected none: this net was made without")
             return x.new_zeros(1, 1)
         if y is None:
             y = torch.full((len(x),), -1, device=x.device)
-        if y.shape != x.shape[:1] or anywhere((y < -1) | (y >= self.labels)):
-            got = f"labels {y.tolist()[:5]} of shape {tuple(y.shape)}"
-            wanted = f"({len(x)},) from -1, none, to {self.labels - 1}"
-            raise ValueError(f"got {got}, expected {wanted}")
         return self.table(torch.where(y < 0, self.labels, y))
+
+    def check(self, y: Label | None, x: State) -> None:
+        """Refuse labels that are not (b,), out of range, or not foreseen."""
+        if y is not None and self.table is None:
+            raise ValueError("got labels, expected none: this net was made without")
+        if y is None:
+            return
+        if y.shape == x.shape[:1] and not anywhere((y < -1) | (y >= self.labels)):
+            return
+        got = f"labels {y.flatten().tolist()[:5]} of shape {tuple(y.shape)}"
+        wanted = f"({len(x)},) from -1, none, to {self.labels - 1}"
+        raise ValueError(f"got {got}, expected {wanted}")
 
 
 class _Clock(nn.Module):

@@ -87,11 +87,45 @@ class FlowMatching:
         x0, x1 = self.pair(x1, generator)
         t = self.times(len(x1), generator).to(x1)
         point = self.path.at(x0, x1, t)
-        miss = net(point.x, t, t, y) - self.target(point)
-        return self.weight(t) * per_sample(miss)
+        found = net(point.x, t, t, y)
+        if found.shape != x1.shape:
+            got = f"an answer of shape {tuple(found.shape)}"
+            raise ValueError(
+                f"got {got}, expected that of the state, {tuple(x1.shape)}"
+            )
+        return self.weight(t) * per_sample(found - self.target(point))
 
     def target(self, point: Point) -> State:
         """What the net should say at a point: its velocity, its data or its noise."""
         return dict(zip(KINDS, (point.v, point.x1, point.x0), strict=True))[
             self.predicts
         ]
+
+
+def pseudo_huber(c: float) -> Callable[[State], Loss]:
+    """A measure of misses: their square while below c, their size above.
+
+    sqrt(m^2 + c^2) - c of the root mean square m. With random targets it leans from the
+    mean towards a mode. Raises ValueError unless c > 0. Source: Song and Dhariwal 2024
+    (arXiv 2310.14189).
+    """
+    if not c > 0:
+        raise ValueError(f"got c {c}, expected it above 0")
+    return lambda miss: (per_sample(miss) + c**2).sqrt() - c
+
+
+def adaptive(power: float = 1.0, c: float = 0.01) -> Callable[[State], Loss]:
+    """A measure of misses: the mean square m, weighted by 1/(m + c)^power as it is.
+
+    The weight is not differentiated. With random targets it leans from the mean towards
+    a mode. Raises ValueError unless c > 0. Source: Geng et al. 2025 (arXiv 2505.13447),
+    with a mean in place of a sum.
+    """
+    if not c > 0:
+        raise ValueError(f"got c {c}, expected it above 0")
+
+    def measure(miss: State) -> Loss:
+        square = per_sample(miss)
+        return square / (square.detach() + c) ** power
+
+    return measure

@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 
 import flowtext
 from flowtext import measure, nets
-from flowtext.data import load, minibatches
-from flowtext.fit import Batches, Step, fading, fit, read
+from flowtext.data import Batches, load, minibatches
+from flowtext.fit import Step, fading, fit, read
 from flowtext.guide import drop_labels
 from flowtext.objectives import At, FlowMatching
 from flowtext.sources import fingerprint
@@ -32,7 +32,8 @@ class Recipe:
     """How one model is trained and measured.
 
     `batches(device)` gives the draw of training data; `measure(net, calls)` yields
-    rows (seed, calls, metric, value, floor).
+    rows (seed, sampler, calls, metric, value, floor). A step costs `passes` of the
+    network: 1 forward, 2 backward, 2 for a derivative along a direction.
     """
 
     about: str
@@ -44,8 +45,8 @@ class Recipe:
     lr: float
     measure: Callable[[nn.Module, Sequence[int]], measure.Rows]
     calls: Sequence[int] = CALLS
-    ema: float = 0.999
     clip: float = 1.0
+    passes: int = 3
 
 
 def eight_flow() -> Recipe:
@@ -164,7 +165,6 @@ def start(recipe: Recipe, seed: int, keep: File | None) -> Iterator[Step]:
         recipe.batches(device),
         steps=recipe.steps,
         lr=fading(recipe.lr),
-        ema=recipe.ema,
         clip=recipe.clip,
         generator=Generator(device).manual_seed(seed),
         keep=keep,

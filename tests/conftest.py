@@ -1,5 +1,8 @@
 """Fixtures: one thread, fixed noise, and the exact worlds every law is tried on."""
 
+import re
+
+import jaxtyping
 import pytest
 import torch
 from IPython.core.displaypub import CapturingDisplayPublisher
@@ -73,6 +76,18 @@ def mapped(request):
 def whole(n):
     """The times of a whole trip of n samples."""
     return torch.zeros(n).double(), torch.ones(n).double()
+
+
+@pytest.fixture
+def no_type_checker():
+    """As a reader has it: nothing is checked but by the package itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def refuses(message):
+    return pytest.raises(ValueError, match=re.escape(message))
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ nbformat.write(notebook, "alone.ipynb")
 def test_a_lone_chapter_runs_in_an_empty_folder(path, bare, release, tmp_path):
     absent = [bare, "-c", "import flowtext"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    environment |= release
+    environment |= release | {"FLOWTEXT_MODELS": str(book.ROOT / "book" / "models")}
     if path == book.chapters()[0]:  # the first one installs flowtext for the second
         refused = subprocess.run(absent, env=environment, cwd=tmp_path)
         assert refused.returncode

@@ -12,10 +12,10 @@ import tarfile
 import threading
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
@@ -43,17 +43,6 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("FLOWTEXT_DATA", str(tmp_path / "folder"))
     (tmp_path / "folder").mkdir()
     return tmp_path / "folder"
-
-
-@pytest.fixture
-def no_type_checker():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def refuses(message):
-    return pytest.raises(ValueError, match=re.escape(message))
 
 
 def made(n, shape, seed):

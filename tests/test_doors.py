@@ -4,12 +4,10 @@ The type checker that guards the other tests is off here: a reader has none.
 """
 
 import math
-import re
 
-import jaxtyping
 import pytest
 import torch
-from conftest import PRODUCTS, double
+from conftest import PRODUCTS, double, refuses
 
 from flowtext.fit import fit, read, save
 from flowtext.guide import drop_labels, guided
@@ -58,16 +56,7 @@ from flowtext.worlds import (
     quantile_map,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_type_checker():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def refuses(message):
-    return pytest.raises(ValueError, match=re.escape(message))
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 
 v = eight_modes().velocity(linear)
@@ -418,6 +407,15 @@ def test_labels_out_of_range_are_refused(name):
     for bad in (torch.zeros(3).long(), torch.zeros(4, 1).long()):
         with refuses(f"of shape {tuple(bad.shape)}, expected (4,) from -1"):
             net(images, half, half, bad)
+    with refuses("got labels [1] of shape (), expected (4,) from -1"):
+        net(images, half, half, torch.tensor(1))
+
+
+def test_twins_refuse_labels_as_each_net_would():
+    twins = Twins([MLP(2, width=8, labels=3) for _ in range(2)])
+    for bad in (3, -2):
+        with refuses(f"got labels [0, {bad}, 0, 0] of shape (4,), expected (4,) from"):
+            twins(torch.zeros(4, 2), half, half, torch.tensor([0, bad, 0, 0]))
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -428,15 +426,41 @@ def test_a_state_of_another_size_is_refused_by_an_mlp(n):
 
 @pytest.mark.parametrize("shape", [(4, 1, 8, 6), (4, 1, 6, 8), (4, 1, 9, 8), (4, 8, 8)])
 def test_sides_that_a_unet_cannot_halve_are_refused(shape):
-    wanted = "(b, c, h, w) with h and w multiples of 4"
+    wanted = "(b, 1, h, w) with h and w multiples of 4"
     with refuses(f"got a state of shape {shape}, expected {wanted}"):
         UNet(1, (8, 8), patch=2)(torch.zeros(shape), half, half)
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 6, 6), (4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8)])
 def test_sides_other_than_a_transformers_own_are_refused(shape):
-    with refuses(f"got a state of shape {shape}, expected (b, c, 8, 8)"):
+    with refuses(f"got a state of shape {shape}, expected (b, 1, 8, 8)"):
         DiT(1, 8, width=8, heads=2)(torch.zeros(shape), half, half)
+
+
+def test_images_of_other_channels_are_refused():
+    images = torch.zeros(4, 3, 8, 8)
+    for net in (UNet(1, (8, 8)), DiT(1, 8, width=8, heads=2)):
+        with refuses("got a state of shape (4, 3, 8, 8), expected (b, 1, "):
+            net(images, half, half)
+    with refuses("got a state of shape (4, 3, 8, 8), expected (b, 1, "):
+        Classifier(1, 8, 10)(images)
+
+
+def test_an_answer_of_another_shape_is_refused():
+    with refuses("got an answer of shape (4, 1), expected that of the state, (4, 2)"):
+        FlowMatching()(lambda x, s, t, y: x[:, :1], torch.zeros(4, 2))
+
+
+def test_a_training_is_of_some_steps_and_kept_somewhere(tmp_path):
+    def train(**options):
+        return [*fit(MLP(2), FlowMatching(), lambda _: x.float(), **options)]
+
+    with refuses("got 0 steps, saved every 500, expected 1 or more of each"):
+        train(steps=0)
+    with refuses("got 1 steps, saved every 0, expected 1 or more of each"):
+        train(steps=1, every=0)
+    with refuses("gone/run.pt, expected a file in a folder that exists"):
+        train(steps=1, keep=tmp_path / "gone" / "run.pt")
 
 
 def test_a_transformer_is_of_whole_patches_and_heads():
@@ -448,9 +472,9 @@ def test_a_transformer_is_of_whole_patches_and_heads():
 def test_sides_that_a_classifier_cannot_halve_twice_are_refused():
     net = Classifier(1, 8, 10)
     for shape in ((4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8)):
-        with refuses(f"got a state of shape {shape}, expected (b, c, h, w) with h and"):
+        with refuses(f"got a state of shape {shape}, expected (b, 1, h, w) with h and"):
             net(torch.zeros(shape))
-        with refuses(f"got a state of shape {shape}, expected (b, c, h, w) with h and"):
+        with refuses(f"got a state of shape {shape}, expected (b, 1, h, w) with h and"):
             net.features(torch.zeros(shape))
 
 

@@ -811,3 +811,18 @@ def test_the_objective_runs_in_that_precision(monkeypatch):
         assert step.loss.dtype == torch.float32
     assert heard == [torch.bfloat16]
     assert all(part.dtype == torch.float32 for part in net.parameters())
+
+
+def test_a_batch_may_be_a_list():
+    """PyTorch's own loaders give lists of data and labels."""
+
+    def weights(kind):
+        torch.manual_seed(0)
+        x1, y = torch.randn(8, 2), torch.arange(8) % 3
+        net, objective = MLP(2, width=8, labels=3), FlowMatching()
+        generator = torch.Generator().manual_seed(1)
+        run = fit(net, objective, lambda g: kind((x1, y)), steps=2, generator=generator)
+        return [*run][-1].net.state_dict()
+
+    a, b = weights(tuple), weights(list)
+    assert all(torch.equal(a[name], b[name]) for name in a)

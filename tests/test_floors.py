@@ -16,6 +16,8 @@ FLOORS = {
     "worlds": 2,
     "objectives": 2,
     "guide": 2,
+    "maps": 3,
+    "consistency": 4,
     "fit": 5,
     "measure": 5,
     "sources": 5,
@@ -77,7 +79,7 @@ def test_a_module_imports_only_lower_floors(name):
 
 def test_the_package_keeps_to_its_budget():
     size = {name: code_lines(source) for name, source in SOURCES.items()}
-    assert sum(n for name, n in size.items() if FLOORS[name] < 6) <= 2000
+    assert sum(n for name, n in size.items() if FLOORS[name] < 6) <= 2500
     assert sum(n for name, n in size.items() if FLOORS[name] == 6) <= 350
     assert max(size.values()) <= 300
 
