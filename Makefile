@@ -33,8 +33,9 @@ test: $(READY)  ## prove everything: style, laws, mutants, every chapter, every 
 	$(MAKE) book
 	$(PYTEST) -n 2 -m site
 	$(BIN)/python -m tools.solutions _build/nbval
+	$(BIN)/python -m tools.stranger _build/stranger
 	rm -f _build/claims.jsonl
-	FLOWTEXT_CLAIMS=$(CURDIR)/_build/claims.jsonl $(PYTEST) -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 _build/nbval
+	FLOWTEXT_CLAIMS=$(CURDIR)/_build/claims.jsonl FLOWTEXT_MODELS=$(CURDIR)/book/models _build/stranger/bin/python -m pytest -o addopts= -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout 600 _build/nbval
 	FLOWTEXT_CLAIMS=$(CURDIR)/_build/claims.jsonl $(PYTEST) -m live
 
 serve: book  ## build, then serve the site on this machine

@@ -309,9 +309,10 @@ class Probe:
     """A net that stands still wherever no gradient is asked for."""
 
     def __init__(self, moving, still):
-        self.moving, self.still = moving, still
+        self.moving, self.still, self.asked = moving, still, 0
 
     def __call__(self, x, s, t, y=None):
+        self.asked += torch.is_grad_enabled()
         return (self.moving if torch.is_grad_enabled() else self.still)(x, s, t, y)
 
 
@@ -346,12 +347,14 @@ GRADIENTS = {
 
 
 def check_gradient(objective, at=at_start):
-    """The gradient is that of finite differences of what is not held still."""
+    """One call learns, and the gradient is that of its finite differences."""
     x1, start = eight_modes().sample(64, seeded()), torch.tensor(0.7).double()
 
     def loss(weight):
         net = Probe(net_of(weight), net_of(start))
-        return objective(net, x1, at=at, generator=seeded(1)).mean()
+        value = objective(net, x1, at=at, generator=seeded(1)).mean()
+        assert net.asked == 1
+        return value
 
     weight = start.clone().requires_grad_()
     (found,) = torch.autograd.grad(loss(weight), weight)
