@@ -1,6 +1,7 @@
 """Claims: sentences of the book that a cell decides, in the open."""
 
 import json
+import math
 import operator
 import os
 from typing import SupportsFloat
@@ -38,6 +39,8 @@ def claim(
     holds = RELATIONS[relation]
     if not holds(value, bound):
         raise AssertionError(f"claim {name}: {value:.6g} {relation} {bound:.6g} fails")
+    if math.isnan(wrong):
+        raise ValueError(f"claim {name}: got wrong = nan, expected a finite wrong case")
     if holds(wrong, bound):
         hint = "the wrong case passes too, so the claim says nothing"
         raise ValueError(f"claim {name}: {wrong:.6g} {relation} {bound:.6g}; {hint}")

@@ -65,7 +65,8 @@ def minibatches(x: State, size: int, y: Label | None = None) -> Batches:
     Raises ValueError for no data, a size below 1, or labels of another length.
     """
     check_state(x)
-    if not len(x) or size < 1:
+    if not isinstance(size, int) or not len(x) or size < 1:
+        size = size if isinstance(size, int) else type(size).__name__
         got = f"{len(x)} samples and batches of {size}"
         raise ValueError(f"got {got}, expected at least one of each")
     if y is not None and y.shape != x.shape[:1]:

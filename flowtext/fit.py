@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import flowtext
 from flowtext.data import Batches
 from flowtext.objectives import At
+from flowtext.tensors import check_state
 
 Rate = float | Callable[[float], float]
 
@@ -65,11 +66,7 @@ def fit(
     call then goes on from there, to the same weights. Raises ValueError when loss or
     gradient is no number; the weights are then those of the step before.
     """
-    if steps < 1 or every < 1:
-        got = f"{steps} steps, saved every {every}"
-        raise ValueError(f"got {got}, expected 1 or more of each")
-    if keep and not File(keep).parent.is_dir():
-        raise ValueError(f"got {keep}, expected a file in a folder that exists")
+    _check(net, steps, every, lr, ema, keep)
     run = _Run(net, ema, generator)
     if keep and File(keep).exists():
         run.load(keep)
@@ -82,6 +79,21 @@ def fit(
     finally:
         if keep and run.whole:
             run.save(keep)
+
+
+def _check(net, steps: int, every: int, lr: Rate, ema: float, keep) -> None:
+    """Refuse settings of a training that could not end well."""
+    if not (isinstance(steps, int) and steps >= 1 and every >= 1):
+        got = f"{steps} steps, saved every {every}"
+        raise ValueError(f"got {got}, expected 1 or more of each, whole numbers")
+    if not 0 <= ema < 1 or not (callable(lr) or lr > 0):
+        got = f"ema {ema} and lr {lr}"
+        raise ValueError(f"got {got}, expected 0 <= ema < 1 and a rate above 0")
+    if not all(weight.requires_grad for weight in net.parameters()):
+        got = "a net whose weights are frozen"
+        raise ValueError(f"got {got}, expected them free: net.requires_grad_(True)")
+    if keep and not File(keep).parent.is_dir():
+        raise ValueError(f"got {keep}, expected a file in a folder that exists")
 
 
 class _Run:
@@ -119,7 +131,11 @@ class _Run:
     def differentiate(self, objective, batches, progress, clip) -> Float[Tensor, ""]:
         device = next(self.net.parameters()).device
         batch = batches(self.generator)
-        x1, y = batch if isinstance(batch, tuple | list) else (batch, None)
+        parts = batch if isinstance(batch, tuple | list) else (batch, None)
+        if len(parts) != 2:
+            raise ValueError(f"got a batch of {len(parts)} parts, expected x1 or x1, y")
+        x1, y = parts
+        check_state(x1)
         x1, y = x1.to(device), None if y is None else y.to(device)
         at = At(progress, self.average.module)
         with precision(device):

@@ -42,14 +42,18 @@ def drop_labels(objective: Callable, share: float) -> Callable:
 def mix(free: Velocity, bound: Velocity, scale: Scale) -> Velocity:
     """free + scale (bound - free): 0 is free, 1 is bound, more leans further.
 
-    The scale is a number, or a function of time. Source: Ho and Salimans 2022 (arXiv
-    2207.12598), equation 6, counted so that 1 means no guidance.
+    The scale is a number, or a function of time. Raises ValueError for another shape.
+    Source: Ho and Salimans 2022 (arXiv 2207.12598), equation 6, counted so that 1 means
+    no guidance.
     """
 
     def v(x: State, t: Time) -> State:
-        amount = expand(scale(t), x) if callable(scale) else scale
+        amount = torch.as_tensor(scale(t) if callable(scale) else scale).to(x)
+        if amount.ndim and amount.shape != t.shape:
+            got = f"a scale of shape {tuple(amount.shape)}"
+            raise ValueError(f"got {got}, expected a number or ({len(t)},)")
         start = free(x, t)
-        return start + amount * (bound(x, t) - start)
+        return start + expand(amount.expand_as(t), x) * (bound(x, t) - start)
 
     return v
 

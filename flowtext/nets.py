@@ -12,7 +12,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowtext.tensors import Label, State, Time, Velocity, anywhere, expand
+from flowtext.tensors import (
+    Label,
+    State,
+    Time,
+    Velocity,
+    anywhere,
+    check_image,
+    check_shape,
+    expand,
+)
 
 Net = Callable[[State, Time, Time, Label | None], State]
 KINDS = ("velocity", "data", "noise")
@@ -67,6 +76,7 @@ class MLP(nn.Module):
         if x[0].numel() != self.dim:
             got = f"a state of shape {tuple(x.shape)}"
             raise ValueError(f"got {got}, expected {self.dim} numbers a sample")
+        _check(x, s, t, self.first.weight)
         features = torch.cat([x.flatten(1), time_features(s, t).to(x)], 1)
         hidden = self.first(features) + self.label(y, x)
         return self.rest(hidden).reshape(x.shape)
@@ -89,6 +99,8 @@ class UNet(nn.Module):
         labels: int = 0,
     ):
         super().__init__()
+        if not widths or any(width % 8 for width in widths):
+            raise ValueError(f"got widths {widths}, expected some multiples of 8")
         self.channels, self.patch = channels, patch
         self.multiple = patch * 2 ** (len(widths) - 1)
         self.clock = _Clock(2 * widths[0], labels)
@@ -96,13 +108,9 @@ class UNet(nn.Module):
         self.enter = nn.Conv2d(size, widths[0], 3, padding=1)
         blocks = [_Block(a, b, 2 * widths[0]) for a, b in _steps(widths)]
         self.down = nn.ModuleList(blocks)
-        self.middle = nn.ModuleList(
-            [
-                _Block(widths[-1], widths[-1], 2 * widths[0]),
-                _Attention(widths[-1]),
-                _Block(widths[-1], widths[-1], 2 * widths[0]),
-            ]
-        )
+        last, clock = widths[-1], 2 * widths[0]
+        middle = [_Block(last, last, clock), _Attention(last)]
+        self.middle = nn.ModuleList([*middle, _Block(last, last, clock)])
         blocks = [_Block(2 * b, a, 2 * widths[0]) for a, b in _steps(widths)[::-1]]
         self.up = nn.ModuleList(blocks)
         self.leave = nn.Sequential(
@@ -111,6 +119,7 @@ class UNet(nn.Module):
 
     def forward(self, x: State, s: Time, t: Time, y: Label | None = None) -> State:
         check_image(x, self.multiple, self.channels)
+        _check(x, s, t, self.clock.time[0].weight)
         when = self.clock(s, t, y, x)
         fold = {"p": self.patch, "q": self.patch}
         x = rearrange(x, "b c (h p) (w q) -> b (c p q) h w", **fold)
@@ -159,11 +168,8 @@ class DiT(nn.Module):
         )
 
     def forward(self, x: State, s: Time, t: Time, y: Label | None = None) -> State:
-        if x.shape[1:] != self.image:
-            wanted = f"(b, {', '.join(map(str, self.image))})"
-            raise ValueError(
-                f"got a state of shape {tuple(x.shape)}, expected {wanted}"
-            )
+        check_shape(x, self.image)
+        _check(x, s, t, self.clock.time[0].weight)
         when = self.clock(s, t, y, x)
         fold = {"p": self.patch, "q": self.patch, "h": self.image[1] // self.patch}
         x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", **fold)
@@ -182,7 +188,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32):
         super().__init__()
-        self.channels = channels
+        self.image = (channels, size, size)
         self.body = nn.Sequential(
             _conv(channels, width),
             nn.GroupNorm(8, width),
@@ -200,7 +206,7 @@ class Classifier(nn.Module):
 
     def features(self, x: State) -> Float[Tensor, "b 64"]:
         """The last hidden layer, in which samples are compared."""
-        check_image(x, 4, self.channels)
+        check_shape(x, self.image)
         return self.body(x)
 
     def forward(self, x: State) -> Float[Tensor, "b k"]:
@@ -250,6 +256,22 @@ class Twins(nn.Module):
         return alone
 
 
+def begin(net: nn.Module, source: nn.Module) -> None:
+    """Give a net the weights of another, or each of many twins those of one.
+
+    Raises ValueError if the weights are of another net.
+    """
+    weights, many = source.state_dict(), isinstance(net, Twins)
+    found = dict(zip(net.names, net.stacks, strict=True)) if many else net.state_dict()
+    shapes = {name: value.shape[many:] for name, value in found.items()}
+    if shapes != {name: value.shape for name, value in weights.items()}:
+        got = f"the weights of a {type(source).__name__}"
+        raise ValueError(f"got {got}, expected those of this {type(net).__name__}")
+    with torch.no_grad():
+        for name, value in weights.items():
+            found[name].copy_(value.expand_as(found[name]))
+
+
 def time_features(s: Time, t: Time) -> Float[Tensor, "b 10"]:
     """Slow waves of s and of t - s: a derivative in time grows with their frequency."""
     each = []
@@ -268,12 +290,16 @@ def attention(
     return share @ v
 
 
-def check_image(x: State, multiple: int, channels: int) -> None:
-    """Refuse what is not a batch of images of these channels, of whole multiples."""
-    sides = [*x.shape[2:]]
-    if len(sides) != 2 or x.shape[1] != channels or any(n % multiple for n in sides):
-        wanted = f"(b, {channels}, h, w) with h and w multiples of {multiple}"
-        raise ValueError(f"got a state of shape {tuple(x.shape)}, expected {wanted}")
+def _check(x: State, s: Time, t: Time, weight: Tensor) -> None:
+    """Refuse times that are not (b,), and a state of another kind than the weights."""
+    for time in (s, t):
+        if not torch.is_tensor(time) or time.shape != x.shape[:1]:
+            shape = f" of shape {tuple(time.shape)}" if torch.is_tensor(time) else ""
+            got = f"a time {type(time).__name__}{shape}"
+            raise ValueError(f"got {got}, expected shape ({len(x)},): one a sample")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        wanted = f"{weight.dtype}, that of the weights, as after x.to({weight.dtype})"
+        raise ValueError(f"got a state of {x.dtype}, expected {wanted}")
 
 
 class _Label(nn.Module):
@@ -298,6 +324,9 @@ class _Label(nn.Module):
             raise ValueError("got labels, expected none: this net was made without")
         if y is None:
             return
+        if not torch.is_tensor(y) or y.is_floating_point():
+            kind = y.dtype if torch.is_tensor(y) else type(y).__name__
+            raise ValueError(f"got labels of {kind}, expected a tensor of integers")
         if y.shape == x.shape[:1] and not anywhere((y < -1) | (y >= self.labels)):
             return
         got = f"labels {y.flatten().tolist()[:5]} of shape {tuple(y.shape)}"

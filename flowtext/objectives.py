@@ -74,6 +74,11 @@ class FlowMatching:
     def __post_init__(self) -> None:
         if self.predicts not in KINDS:
             raise ValueError(f"got {self.predicts!r}, expected one of {[*KINDS]}")
+        if not isinstance(self.path, Path):
+            raise ValueError(f"got path {self.path!r}, expected a Path such as linear")
+        for name in ("pair", "times", "weight"):
+            if not callable(value := getattr(self, name)):
+                raise ValueError(f"got {name} {value!r}, expected a function")
 
     def __call__(
         self,
@@ -85,7 +90,10 @@ class FlowMatching:
         generator: Generator | None = None,
     ) -> Loss:
         x0, x1 = self.pair(x1, generator)
-        t = self.times(len(x1), generator).to(x1)
+        t = self.times(len(x1), generator)
+        if not torch.is_tensor(t):  # as from a law that was named but not called
+            raise ValueError(f"got times {t!r}, expected a tensor ({len(x1)},)")
+        t = t.to(x1)
         point = self.path.at(x0, x1, t)
         found = net(point.x, t, t, y)
         if found.shape != x1.shape:

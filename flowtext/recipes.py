@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path as File
 
 import pooch
@@ -15,6 +16,7 @@ from flowtext import measure, nets
 from flowtext.data import Batches, load, minibatches
 from flowtext.fit import Step, fading, fit, read
 from flowtext.guide import drop_labels
+from flowtext.maps import LagrangianMap, ordered
 from flowtext.objectives import At, FlowMatching
 from flowtext.sources import fingerprint
 from flowtext.tensors import Label, State
@@ -33,7 +35,8 @@ class Recipe:
 
     `batches(device)` gives the draw of training data; `measure(net, calls)` yields
     rows (seed, sampler, calls, metric, value, floor). A step costs `passes` of the
-    network: 1 forward, 2 backward, 2 for a derivative along a direction.
+    network: 1 forward, 2 backward, 2 for a derivative along a direction. Training
+    starts from the released weights of the recipe `begin`, if one is named.
     """
 
     about: str
@@ -47,6 +50,7 @@ class Recipe:
     calls: Sequence[int] = CALLS
     clip: float = 1.0
     passes: int = 3
+    begin: str = ""
 
 
 def eight_flow() -> Recipe:
@@ -94,6 +98,21 @@ def cifar10_flow() -> Recipe:
     return image_flow("cifar10", (96, 128, 128), 1, batch=128, steps=60_000)
 
 
+def digits_map() -> Recipe:
+    """The flow map of the digits' teacher."""
+    return image_map(digits_flow(), "digits-flow", batch=64, steps=2000)
+
+
+def mnist_map() -> Recipe:
+    """The flow map of MNIST's teacher."""
+    return image_map(mnist_flow(), "mnist-flow", batch=64, steps=5000)
+
+
+def cifar10_map() -> Recipe:
+    """The flow map of CIFAR-10's teacher."""
+    return image_map(cifar10_flow(), "cifar10-flow", batch=128, steps=20_000)
+
+
 RECIPES = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
@@ -104,6 +123,9 @@ RECIPES = {
         mnist_flow,
         cifar10_features,
         cifar10_flow,
+        digits_map,
+        mnist_map,
+        cifar10_map,
     )
 }
 
@@ -122,6 +144,26 @@ def image_flow(
         steps=steps,
         lr=2e-3,
         measure=lambda net, calls: measure.images(net, calls, name, judge_of(name)),
+    )
+
+
+def image_map(flow: Recipe, name: str, batch: int, steps: int) -> Recipe:
+    """A flow map on images, taught by the released velocity that it starts from."""
+    objective = LagrangianMap(teacher(name), ordered(diagonal=0.0))
+    judge, samplers = flow.world, ("map", "renoised map")
+    return replace(
+        flow,
+        about=f"Lagrangian flow map, taught by {name}",
+        objective=drop_labels(objective, 0.1),
+        batches=lambda device: _draw(flow.world, batch, device),
+        steps=steps,
+        lr=1e-3,
+        measure=lambda net, calls: measure.images(
+            net, calls, judge, judge_of(judge), samplers
+        ),
+        calls=(1, 2, 4, 8),
+        passes=10,
+        begin=name,
     )
 
 
@@ -159,8 +201,11 @@ def start(recipe: Recipe, seed: int, keep: File | None) -> Iterator[Step]:
     """The training of a recipe: everything random in it comes from the seed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
+    net = recipe.net()
+    if recipe.begin:
+        nets.begin(net, released(recipe.begin)[0])
     return fit(
-        recipe.net().to(device),
+        net.to(device),
         recipe.objective,
         recipe.batches(device),
         steps=recipe.steps,
@@ -213,6 +258,16 @@ def released(name: str) -> tuple[nn.Module, dict]:
     net = alone(recipe.net())
     facts = read(path, net)
     return net.eval().requires_grad_(False), facts
+
+
+def teacher(name: str) -> nets.Net:
+    """A released net as a function, loaded when it is first called."""
+
+    @cache
+    def loaded(device: torch.device) -> nn.Module:
+        return released(name)[0].to(device)
+
+    return lambda x, s, t, y=None: loaded(x.device)(x, s, t, y)
 
 
 def judge_of(name: str) -> nets.Classifier:

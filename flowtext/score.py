@@ -41,6 +41,8 @@ def mode_mass(x: State, world) -> Float[Tensor, " k_and_one"]:
     A sample belongs to its nearest mode if it is within four standard deviations.
     Raises ValueError beyond three dimensions, where real samples lie farther out.
     """
+    if not hasattr(world, "means"):
+        raise ValueError(f"got a world {type(world).__name__}, expected a Mixture")
     d = world.means.shape[1]
     if d > 3:
         raise ValueError(f"got a mixture in {d} dimensions, expected at most three")
@@ -75,6 +77,8 @@ def mmd(x: State, y: Others, kernel: Kernel) -> Float[Tensor, ""]:
     The kernel is `gaussian(width)`, `cubic`, or your own. Raises ValueError unless x
     and y have the same width and two points each. Source: Gretton et al. 2012, eq. 3.
     """
+    if not callable(kernel):
+        raise ValueError(f"got kernel {kernel!r}, expected one such as gaussian(0.5)")
     x, y = _both(x, y)
     return _mean(kernel, x) + _mean(kernel, y) - 2 * _mean(kernel, x, y)
 

@@ -45,6 +45,8 @@ def legend(ax: Axes, columns: int = 2) -> Axes:
 
 def cloud(ax: Axes, x: Tensor, **style) -> Axes:
     """Points x of shape (b, 2) in the plane, at one scale on both axes."""
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"got points of shape {tuple(x.shape)}, expected (b, 2)")
     style = {"s": 5, "alpha": 0.5, "linewidths": 0, "color": BLUE} | style
     ax.scatter(*x.detach().cpu().T, **style)
     ax.set_aspect("equal")
@@ -77,10 +79,14 @@ def curve(ax: Axes, x: Sequence, y: Sequence, label: str, marker: str, **style) 
 def images(ax: Axes, x: Tensor, columns: int = 8) -> Axes:
     """Images (b, c, h, w) in [-1, 1] in rows of `columns`, a pixel between them.
 
-    In colour for c = 3; else the first channel, as dark ink (1) on white paper (-1).
+    In colour for c = 3; for c = 1 as dark ink (1) on white paper (-1). Raises
+    ValueError for another shape, or fewer than one column.
     """
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or columns < 1:
+        got = f"images of shape {tuple(x.shape)} in {columns} columns"
+        raise ValueError(f"got {got}, expected (b, 1 or 3, h, w) in one or more")
     x = x.detach().cpu().float().clamp(-1, 1)
-    x = (1 + x) / 2 if x.shape[1] == 3 else (1 - x[:, :1]) / 2
+    x = (1 + x) / 2 if x.shape[1] == 3 else (1 - x) / 2
     b, c, h, w = x.shape
     rows = -(-b // columns)
     sheet = x.new_ones(rows * columns, c, h + 1, w + 1)

@@ -286,6 +286,9 @@ def check_grid(times: Grid) -> None:
 
     Raises ValueError that says what was got and what was expected.
     """
+    if not torch.is_tensor(times):
+        kind = type(times).__name__
+        raise ValueError(f"got times of {kind}, expected a tensor such as grid(8)")
     if times.ndim != 1 or len(times) < 2:
         shape = tuple(times.shape)
         raise ValueError(f"got a grid of shape {shape}, expected (n + 1,) with n >= 1")

@@ -39,6 +39,24 @@ def check_state(x: State, dim: int | None = None) -> None:
     _check_finite("a state", x)
 
 
+def check_image(x: State, multiple: int, channels: int) -> None:
+    """Refuse what is not a batch of images, (b, channels, h, w) of whole multiples.
+
+    Raises ValueError that says what was got and what was expected.
+    """
+    sides = [*x.shape[2:]]
+    if len(sides) != 2 or x.shape[1] != channels or any(n % multiple for n in sides):
+        wanted = f"(b, {channels}, h, w) with h and w multiples of {multiple}"
+        raise ValueError(f"got a state of shape {tuple(x.shape)}, expected {wanted}")
+
+
+def check_shape(x: State, image: tuple[int, ...]) -> None:
+    """Refuse a batch whose samples are not of one shape. Raises ValueError."""
+    if x.shape[1:] != image:
+        wanted = f"(b, {', '.join(map(str, image))})"
+        raise ValueError(f"got a state of shape {tuple(x.shape)}, expected {wanted}")
+
+
 def check_time(t: Time, x: State) -> None:
     """Refuse a time that is not one number a sample in [0, 1].
 

@@ -46,3 +46,9 @@ def test_a_claim_that_cannot_fail_is_refused(ledger):
 def test_a_relation_is_one_of_four():
     with pytest.raises(ValueError, match="got relation '=='"):
         claim("equal", 1, "==", 1, wrong=2)
+
+
+def test_a_wrong_case_is_a_number(ledger):
+    with pytest.raises(ValueError, match="got wrong = nan, expected a finite wrong"):
+        claim("vague", 0.1, "<", 0.2, wrong=float("nan"))
+    assert not ledger.exists()

@@ -12,7 +12,7 @@ from conftest import PRODUCTS, double, refuses
 from flowtext.fit import fit, read, save
 from flowtext.guide import drop_labels, guided
 from flowtext.nets import MLP, Classifier, DiT, Twins, UNet, as_velocity
-from flowtext.objectives import FlowMatching, within
+from flowtext.objectives import FlowMatching, logit_normal, within
 from flowtext.paths import (
     cosine,
     given,
@@ -455,12 +455,91 @@ def test_a_training_is_of_some_steps_and_kept_somewhere(tmp_path):
     def train(**options):
         return [*fit(MLP(2), FlowMatching(), lambda _: x.float(), **options)]
 
-    with refuses("got 0 steps, saved every 500, expected 1 or more of each"):
+    with refuses("got 0 steps, saved every 500, expected 1 or more of each, whole"):
         train(steps=0)
     with refuses("got 1 steps, saved every 0, expected 1 or more of each"):
         train(steps=1, every=0)
+    with refuses("got 1000.0 steps, saved every 500, expected 1 or more of each"):
+        train(steps=1e3)
+    for ema in (1.5, -0.1, math.nan):
+        with refuses(f"got ema {ema} and lr 0.001, expected 0 <= ema < 1"):
+            train(steps=1, ema=ema)
+    with refuses("got ema 0.999 and lr -1, expected 0 <= ema < 1 and a rate above 0"):
+        train(steps=1, lr=-1)
+    with refuses("got a net whose weights are frozen, expected them free"):
+        [*fit(MLP(2).requires_grad_(False), FlowMatching(), lambda _: x, steps=1)]
     with refuses("gone/run.pt, expected a file in a folder that exists"):
         train(steps=1, keep=tmp_path / "gone" / "run.pt")
+
+
+@every_labelled
+def test_a_state_of_another_precision_than_the_weights_is_refused(name):
+    make, shape = LABELLED[name]
+    with refuses("got a state of torch.float64, expected torch.float32, that of the w"):
+        make(0)(torch.zeros(4, *shape).double(), half, half)
+
+
+@every_labelled
+def test_times_that_are_not_one_a_sample_are_refused(name):
+    make, shape = LABELLED[name]
+    net, images = make(0), torch.zeros(4, *shape)
+    for bad in (half[:3], half[:, None], torch.tensor(0.5)):
+        for times in ((bad, half), (half, bad)):
+            with refuses(f"got a time Tensor of shape {tuple(bad.shape)}, expected"):
+                net(images, *times)
+    with refuses("got a time float, expected shape (4,): one a sample"):
+        net(images, 0.5, half)
+
+
+@every_labelled
+def test_labels_that_are_no_integers_are_refused(name):
+    make, shape = LABELLED[name]
+    net, images = make(3), torch.zeros(4, *shape)
+    for bad, kind in (([0] * 4, "list"), (3, "int"), (half, "torch.float32")):
+        with refuses(f"got labels of {kind}, expected a tensor of integers"):
+            net(images, half, half, bad)
+
+
+@pytest.mark.parametrize("widths", [(), (30, 64), (32, 60)])
+def test_widths_of_a_unet_are_multiples_of_eight(widths):
+    with refuses(f"got widths {widths}, expected some multiples of 8"):
+        UNet(1, widths)
+
+
+def test_parts_of_an_objective_are_what_they_should_be():
+    with refuses("got path 'cosine', expected a Path such as linear"):
+        FlowMatching("cosine")
+    for name in ("pair", "times", "weight"):
+        with refuses(f"got {name} 0.5, expected a function"):
+            FlowMatching(**{name: 0.5})
+    with refuses("got times <function logit_normal"):
+        FlowMatching(times=logit_normal)(MLP(2), torch.zeros(4, 2))
+
+
+def test_a_batch_is_data_or_data_and_labels():
+    def train(batch):
+        return [*fit(MLP(2), FlowMatching(), lambda _: batch, steps=1)]
+
+    with refuses("got a batch of 3 parts, expected x1 or x1, y"):
+        train((x, x, x))
+    with refuses("got a state of list, expected a floating-point tensor"):
+        train(([[0.0, 1.0]], None))
+
+
+def test_a_scale_is_a_number_or_one_a_sample():
+    net = guided(MLP(2, labels=3), torch.tensor([2.0, 5.0]))
+    with refuses("got a scale of shape (2,), expected a number or (4,)"):
+        net(torch.zeros(4, 2), half, half, torch.zeros(4).long())
+
+
+def test_numbers_in_the_place_of_things_are_refused():
+    points = torch.zeros(4, 2)
+    with refuses("got times of int, expected a tensor such as grid(8)"):
+        integrate(lambda x, t: x, points, 8, euler)
+    with refuses("got kernel 0.5, expected one such as gaussian(0.5)"):
+        mmd(points, points, 0.5)
+    with refuses("got a world Gaussian, expected a Mixture"):
+        mode_mass(points, Gaussian(double(0.0, 0.0), torch.eye(2).double()))
 
 
 def test_a_transformer_is_of_whole_patches_and_heads():
@@ -469,13 +548,12 @@ def test_a_transformer_is_of_whole_patches_and_heads():
             DiT(1, **parts)
 
 
-def test_sides_that_a_classifier_cannot_halve_twice_are_refused():
+def test_sides_other_than_a_classifiers_own_are_refused():
     net = Classifier(1, 8, 10)
-    for shape in ((4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8)):
-        with refuses(f"got a state of shape {shape}, expected (b, 1, h, w) with h and"):
-            net(torch.zeros(shape))
-        with refuses(f"got a state of shape {shape}, expected (b, 1, h, w) with h and"):
-            net.features(torch.zeros(shape))
+    for shape in ((4, 1, 8, 6), (4, 1, 6, 8), (4, 8, 8), (4, 1, 12, 12)):
+        for call in (net, net.features):
+            with refuses(f"got a state of shape {shape}, expected (b, 1, 8, 8)"):
+                call(torch.zeros(shape))
 
 
 def test_a_batch_that_twins_cannot_share_is_refused():

@@ -20,6 +20,7 @@ from flowtext.nets import (
     _Layer,
     as_velocity,
     attention,
+    begin,
     time_features,
     velocity,
 )
@@ -580,3 +581,19 @@ def test_a_classifier_learns_which_side_is_bright():
         nn.functional.cross_entropy(net(x[:32]), y[:32]).backward()
         adam.step()
     assert (net(x[32:]).argmax(1) == y[32:]).double().mean() > 0.9
+
+
+def test_a_training_begins_with_given_weights():
+    torch.manual_seed(0)
+    source, net = MLP(2, width=8), MLP(2, width=8)
+    twins = Twins([MLP(2, width=8) for _ in range(3)])
+    x, s, t = torch.randn(6, 2), torch.rand(6), torch.rand(6)
+    begin(net, source)
+    assert torch.equal(net(x, s, t), source(x, s, t))
+    begin(twins, source)
+    for i in range(3):
+        assert torch.equal(twins.net(i)(x, s, t), source(x, s, t))
+    with pytest.raises(ValueError, match="got the weights of a MLP, expected those of"):
+        begin(MLP(2, width=16), source)
+    with pytest.raises(ValueError, match="got the weights of a MLP, expected those of"):
+        begin(Twins([MLP(2, width=16)]), source)

@@ -12,6 +12,7 @@ import torch
 
 from flowtext import __main__ as shell
 from flowtext import measure, nets, recipes
+from flowtext.data import load
 from flowtext.fit import read
 from flowtext.objectives import FlowMatching
 from flowtext.worlds import eight_modes
@@ -248,3 +249,43 @@ def test_measures_of_images_tell_real_from_noise(monkeypatch):
     assert found["precision"][0] < 0.1 < 0.8 < found["precision"][1]
     assert found["agreement"][0] < 0.4 < 0.9 < found["agreement"][1]
     assert found["nearest"][0] > 1.5 * found["nearest"][1]
+
+
+def test_images_are_asked_for_with_the_labels_of_the_floor():
+    """Else unequal counts of labels would move the distance, not the net."""
+    asked = []
+
+    def listen(x, s, t, y=None):
+        asked.append(y)
+        return torch.zeros_like(x)
+
+    [*measure.images(listen, (1,), "digits", recipes.judge_of("digits"))]
+    assert torch.equal(asked[-1], load("digits", train=False).y)
+
+
+def test_a_recipe_can_begin_with_released_weights(workshop, monkeypatch):
+    shell.main(["fit", "tiny-flow"])
+    shell.main(["release", "tiny-flow"])
+    first, _ = recipes.released("tiny-flow")
+    second = dataclasses.replace(tiny(), begin="tiny-flow", lr=1e-9)
+    step = next(recipes.start(second, 5, None))
+    x, t = torch.randn(5, 2), torch.rand(5)
+    assert torch.allclose(step.net.net(1)(x, t, t), first(x, t, t), atol=1e-5)
+    assert torch.allclose(recipes.teacher("tiny-flow")(x, t, t), first(x, t, t))
+
+
+def test_samples_are_made_by_a_known_sampler():
+    def net(x, s, t, y=None):
+        return -x * (1 + t - s)[:, None]
+
+    x0 = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    flow, chain, fresh, again = (
+        measure.sample(net, x0, 2, sampler=name)
+        for name in ("euler", "map", "renoised map", "renoised map")
+    )
+    assert torch.allclose(flow, x0 / 4)
+    assert torch.allclose(chain, x0 / 16)
+    assert torch.equal(fresh, again)
+    assert not torch.allclose(fresh, chain)
+    with pytest.raises(ValueError, match="got 'heun', expected one of"):
+        measure.sample(net, x0, 2, sampler="heun")

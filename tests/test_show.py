@@ -2,9 +2,11 @@ import io
 import re
 from base64 import b64decode
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 from PIL import Image
 
 from flowtext import show
@@ -121,3 +123,14 @@ def test_colours_beyond_the_range_are_cut_without_a_complaint(caplog):
 def test_images_of_a_graph_in_half_precision_can_be_drawn():
     x = torch.zeros(2, 1, 4, 4, dtype=torch.float16, requires_grad=True)
     assert (sheet(x)[0][:4, :4] == 0.5).all()
+
+
+@pytest.mark.usefixtures("no_type_checker")
+def test_what_cannot_be_drawn_is_refused():
+    _, ax = show.panels()
+    with refuses("got points of shape (4, 3), expected (b, 2)"):
+        show.cloud(ax, torch.zeros(4, 3))
+    for shape, columns in (((4, 64), 8), ((4, 2, 8, 8), 8), ((4, 1, 8, 8), 0)):
+        with refuses(f"got images of shape {shape} in {columns} columns, expected (b,"):
+            show.images(ax, torch.zeros(shape), columns)
+    plt.close("all")
