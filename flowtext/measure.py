@@ -97,12 +97,12 @@ def images(
 ) -> Rows:
     """Images made with labels against 10,000 real ones, in a classifier's features.
 
-    The floor of a number is that of as many test images, 2,000 or all, and the labels
-    asked for are theirs: unequal counts of labels alone move a Fréchet distance.
+    The floor of a number is that of as many test images, 2,000 at random or all, and
+    the labels asked for are theirs: other counts alone move a Fréchet distance.
     """
     train, test, n = load(name), load(name, train=False), 2000
-    few, real = test.x[:n], train.x[:10_000]
-    y = test.y[:n]  # as many of each label as the floor has
+    rows = torch.randperm(len(test.x), generator=Generator().manual_seed(3))[:n]
+    few, y, real = test.x[rows], test.y[rows], train.x[:10_000]
     x0 = torch.randn(few.shape, generator=Generator().manual_seed(1))
     known = features_of(judge, real)
 

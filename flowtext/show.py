@@ -118,15 +118,21 @@ def picture(fig: Figure, alt: str) -> None:
 
 
 def frames(
-    draw: Callable[[Axes, float], None], values: Sequence[float], label: str, alt: str
+    draw: Callable[[Axes, float], None],
+    values: Sequence[float],
+    label: str,
+    alt: str,
+    start: int = 0,
 ) -> None:
     """Display a slider over still pictures, drawn beforehand, one for each value.
 
-    It is one piece of HTML: no kernel, no network; arrow keys move it; without
-    script, or on paper, the first picture stands. Raises ValueError without values.
+    It is one piece of HTML: no kernel, no network; arrow keys move it. Picture number
+    `start` stands first, and alone without script or on paper. Raises ValueError
+    without values, or for a start that is none of them.
     """
-    if not len(values):
-        raise ValueError("got no values, expected at least one frame to draw")
+    if not 0 <= start < len(values):
+        got = f"{len(values)} values and start {start}"
+        raise ValueError(f"got {got}, expected at least one frame, and one of them")
     stills = []
     for value in values:
         fig, ax = plt.subplots(figsize=(4.4, 4.4))
@@ -136,8 +142,9 @@ def frames(
     words = {"label": html.escape(label), "alt": html.escape(alt, quote=True)}
     page = FRAMES.format(
         id="f" + hashlib.sha256("".join(stills).encode()).hexdigest()[:8],
-        first=stills[0],
-        start=names[0],
+        first=stills[start],
+        start=names[start],
+        place=start,
         last=len(stills) - 1,
         stills=stills,
         names=names,
@@ -147,7 +154,11 @@ def frames(
 
 
 def _cell(value: object) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Tensor):
+        value = value.item()
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2g}" if abs(value) < 99.5 else f"{value:.0f}"
 
 
 def _png(fig: Figure, dpi: int) -> bytes:
@@ -163,7 +174,7 @@ FRAMES = """<figure id="{id}" class="flowtext-frames">
 <img alt="{alt}" src="data:image/png;base64,{first}" style="max-width:100%">
 <figcaption style="display:flex;gap:.6em;align-items:center;max-width:26em">
 <label for="{id}-range">{label}</label>
-<input id="{id}-range" type="range" min="0" max="{last}" value="0" style="flex:1">
+<input id="{id}-range" type="range" min="0" max="{last}" value="{place}" style="flex:1">
 <output for="{id}-range" style="min-width:3em">{start}</output>
 </figcaption>
 <script>(() => {{

@@ -260,7 +260,8 @@ def test_images_are_asked_for_with_the_labels_of_the_floor():
         return torch.zeros_like(x)
 
     [*measure.images(listen, (1,), "digits", recipes.judge_of("digits"))]
-    assert torch.equal(asked[-1], load("digits", train=False).y)
+    counts = load("digits", train=False).y.bincount()
+    assert torch.equal(asked[-1].bincount(), counts)
 
 
 def test_a_recipe_can_begin_with_released_weights(workshop, monkeypatch):

@@ -55,18 +55,36 @@ def test_frames_are_one_piece_of_html_that_needs_no_network(shown):
 
 
 def test_frames_need_something_to_draw():
-    with pytest.raises(ValueError, match="got no values"):
-        show.frames(lambda ax, value: None, [], label="t", alt="nothing")
+    for values, start in (([], 0), ([1.0, 2.0], 2), ([1.0, 2.0], -1)):
+        with refuses(f"got {len(values)} values and start {start}, expected"):
+            show.frames(lambda ax, value: None, values, "t", "nothing", start)
+
+
+def test_frames_can_start_with_any_of_them(shown):
+    def draw(ax, value):
+        ax.plot([0, value])
+
+    show.frames(draw, [0.0, 0.5, 1.0], "time t", "A line that rises.", start=1)
+    page = shown[0]["data"]["text/html"]
+    assert re.search(r'type="range" min="0" max="2" value="1"', page)
+    assert re.search(r"<output[^>]*>0.5</output>", page)
+    stills = re.search(r"stills = \['(.*?)', '(.*?)', '(.*?)'\];", page, re.S)
+    first = re.search(r'src="data:image/png;base64,([^"]*)"', page)
+    assert first[1] == stills[2]
 
 
 def test_a_table_rounds_numbers_and_keeps_names(shown):
-    show.table(("name", "error"), [("euler", 0.012345), ("calls", 16)])
+    rows = [("euler", 0.012345), ("calls", 16), ("late", torch.tensor(0.5))]
+    show.table(("name", "error"), [*rows, ("hours", 99.6), ("days", 1234.5)])
     text = shown[0]["data"]["text/markdown"]
     assert text.splitlines() == [
         "| name | error |",
         "| --- | ---: |",
         "| euler | 0.012 |",
         "| calls | 16 |",
+        "| late | 0.5 |",
+        "| hours | 100 |",
+        "| days | 1234 |",
     ]
 
 
