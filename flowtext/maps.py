@@ -180,8 +180,8 @@ class EulerianMap:
     """Keep the landing of a jump still as its start moves with the known velocity.
 
     The velocity as in LagrangianMap. The gradient passes through Du/Ds, in x too, which
-    costs more than MeanFlow's, and on images is said to be less steady. Source: Boffi et
-    al. 2024 (arXiv 2406.07507) with a teacher, 2025 (arXiv 2505.18825) without.
+    costs more than MeanFlow's, and on images is said to be less steady. Source: Boffi
+    et al. 2024 (arXiv 2406.07507) with a teacher, 2025 (arXiv 2505.18825) without.
     """
 
     teacher: Net | None = None
