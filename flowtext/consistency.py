@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from flowtext.maps import PAIRS, Measure, PairLaw, along_start, jump
 from flowtext.nets import Net
-from flowtext.objectives import Loss, TimeLaw, uniform
-from flowtext.paths import Coupling, Path, independent, linear
+from flowtext.objectives import At, Loss, TimeLaw, uniform
+from flowtext.paths import Coupling, Path, Point, independent, linear
 from flowtext.solve import Step, grid, heun, integrate
 from flowtext.tensors import Label, State, Time, expand, per_sample
 
@@ -65,14 +65,12 @@ class ConsistencyTraining:
     pair: Coupling = independent
 
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
-        x0, x1 = self.pair(x1, generator)
-        s = self.times(len(x1), generator).to(x1)
-        r = self.gap(s, at.progress if at else 1.0)
-        start, cleaner = (self.path.at(x0, x1, time).x for time in (s, r))
-        end = torch.ones_like(s)
+        point, r = _start(self, x1, at, generator)
+        cleaner, end = self.path.at(point.x0, point.x1, r).x, torch.ones_like(r)
         with torch.no_grad():
             target = jump(net, cleaner, r, end, y)
-        return self.measure(jump(net, start, s, end, y) - target) / (r - s)
+        miss = jump(net, point.x, point.t, end, y) - target
+        return self.measure(miss) / (r - point.t)
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,14 @@ class ConsistencyDistillation:
     pair: Coupling = independent
 
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
-        x0, x1 = self.pair(x1, generator)
-        s = self.times(len(x1), generator).to(x1)
-        r = self.gap(s, at.progress if at else 1.0)
-        start, end = self.path.at(x0, x1, s).x, torch.ones_like(s)
+        point, r = _start(self, x1, at, generator)
+        end = torch.ones_like(r)
         average = at.ema if at and at.ema is not None else net
         with torch.no_grad():
-            further = carry(self.teacher, start, s, r, self.step, y)
+            further = carry(self.teacher, point.x, point.t, r, self.step, y)
             target = jump(average, further, r, end, y)
-        return self.measure(jump(net, start, s, end, y) - target) / (r - s)
+        miss = jump(net, point.x, point.t, end, y) - target
+        return self.measure(miss) / (r - point.t)
 
 
 @dataclass(frozen=True)
@@ -213,6 +210,15 @@ def carry(
         return expand(t - s, x) * net(x, now, now, y)
 
     return integrate(v, x, grid(n), step)
+
+
+def _start(
+    objective, x1: State, at: At | None, generator: Generator | None
+) -> tuple[Point, Time]:
+    """The point of a fresh pair at a start, and the time that it is compared with."""
+    x0, x1 = objective.pair(x1, generator)
+    s = objective.times(len(x1), generator).to(x1)
+    return objective.path.at(x0, x1, s), objective.gap(s, at.progress if at else 1.0)
 
 
 def _frozen(net: Net) -> Net:

@@ -6,7 +6,16 @@ import math
 import pytest
 import torch
 from conftest import double, refuses
-from test_maps import WORLDS, average, check_gradient, inner, instant, net_of
+from test_maps import (
+    WORLDS,
+    average,
+    check_gradient,
+    inner,
+    instant,
+    kept,
+    net_of,
+    overheard,
+)
 from test_objectives import agrees, seeded
 
 from flowtext.consistency import (
@@ -35,17 +44,6 @@ from flowtext.worlds import Gaussian, Mixture, eight_modes
 
 LINE = Gaussian(double(0.0), double([0.25]))
 early = within(0.1, 0.9)
-
-
-def kept():
-    """A measure of misses that also keeps them."""
-    misses = []
-
-    def measure(miss):
-        misses.append(miss)
-        return per_sample(miss)
-
-    return misses, measure
 
 
 # The exact map
@@ -103,15 +101,10 @@ def test_an_even_gap_leads_to_the_mean_of_a_chain():
         return (slope - 1)[:, None] * x / (1 - s).clamp(min=1e-12)[:, None]
 
     for net, holds in ((chain, True), (average(LINE), False)):
-        seen, (misses, measure) = [], kept()
-
-        def listen(x, s, t, y, net=net, seen=seen):
-            seen.append(x)
-            return net(x, s, t)
-
+        (misses, measure), (seen, listen) = kept(), overheard(net)
         objective = ConsistencyTraining(even(4), early, measure)
         objective(listen, LINE.sample(20_000, seeded()), generator=seeded(1))
-        correlation = (misses[0] * seen[-1]).sum(1)
+        correlation = (misses[0] * seen[-1][0]).sum(1)
         assert agrees(correlation) == holds
 
 

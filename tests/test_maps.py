@@ -66,6 +66,28 @@ def spread(world, path, n=64):
     return path.at(x0, x1, s).x, s, r, t
 
 
+def kept():
+    """A measure of misses that also keeps them."""
+    misses = []
+
+    def measure(miss):
+        misses.append(miss)
+        return per_sample(miss)
+
+    return misses, measure
+
+
+def overheard(net):
+    """A net that also keeps what it is asked: states and times."""
+    seen = []
+
+    def listen(x, s, t, y=None):
+        seen.append((x, s, t))
+        return net(x, s, t)
+
+    return seen, listen
+
+
 # The laws
 
 
@@ -229,19 +251,8 @@ def test_taught_by_the_exact_velocity_the_exact_map_has_no_loss(name, world):
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_velocities_of_pairs_miss_the_exact_map_by_nothing_on_average(kind, world):
     """What is left over has no mean at any state, so no correlation with anything."""
-    misses = []
-
-    def keep(miss):
-        misses.append(miss)
-        return per_sample(miss)
-
-    seen = []
-
-    def net(x, s, t, y=None):
-        seen.append((x, s, t))
-        return average(world)(x, s, t)
-
-    objective = kind(times=inner, measure=keep)
+    (misses, measure), (seen, net) = kept(), overheard(average(world))
+    objective = kind(times=inner, measure=measure)
     objective(net, world.sample(20_000, seeded()), generator=seeded(1))
     x, s, t = seen[-1]
     for probe in (torch.ones_like(x), x, x.sin() * s[:, None], x**2 * t[:, None]):
@@ -271,19 +282,13 @@ def test_a_constant_alpha_has_the_minimiser_of_its_recursion():
     one, zero = torch.ones(1).double(), torch.zeros(1).double()
     slopes = [float(1 + alpha_slope(a, zero, one)) for a in (1, 0.5, 0.25, 0.1, 0.02)]
     assert slopes == pytest.approx([0, 0.365, 0.440, 0.477, 0.4955], abs=6e-4)
-    world, misses = Gaussian(double(0.0), double([0.25])), []
+    world, (misses, measure) = Gaussian(double(0.0), double([0.25])), kept()
 
-    def keep(miss):
-        misses.append(miss)
-        return per_sample(miss)
-
-    seen = []
-
-    def net(x, s, t, y=None):
-        seen.append((x, s, t))
+    def fixed(x, s, t, y=None):
         return alpha_slope(0.25, s, t, rounds=120)[:, None] * x
 
-    objective = AlphaFlow(lambda _: 0.25, inner, keep)
+    seen, net = overheard(fixed)
+    objective = AlphaFlow(lambda _: 0.25, inner, measure)
     objective(net, world.sample(20_000, seeded()), generator=seeded(1))
     x, s, t = seen[-1]
     for probe in (x, x * s[:, None], x * t[:, None] ** 2):
@@ -450,14 +455,9 @@ def test_alpha_one_is_flow_matching_for_every_jump_and_alpha_small_is_mean_flow(
     net = net_of(weight)
 
     def misses(kind, *args):
-        kept = []
-
-        def keep(miss):
-            kept.append(miss)
-            return per_sample(miss)
-
-        loss = kind(*args, inner, keep)(net, x1, generator=seeded(1)).mean()
-        return kept[0], torch.autograd.grad(loss, weight)[0]
+        found, measure = kept()
+        loss = kind(*args, inner, measure)(net, x1, generator=seeded(1)).mean()
+        return found[0], torch.autograd.grad(loss, weight)[0]
 
     whole, _ = misses(AlphaFlow, lambda _: 1.0)
     x0 = torch.randn(x1.shape, generator=(g := seeded(1)), dtype=x1.dtype)
