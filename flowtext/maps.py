@@ -67,8 +67,7 @@ def along_start(
 
     The tangent is (v, 1, 0) on (x, s, t).
     """
-    rest = {"tangents": (v, torch.ones_like(s))}
-    return jvp(lambda x, s: net(x, s, t, y), (x, s), **rest)
+    return jvp(lambda x, s: net(x, s, t, y), (x, s), (v, torch.ones_like(s)))
 
 
 def along_end(
@@ -170,9 +169,7 @@ class LagrangianMap:
     pair: Coupling = independent
 
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
-        point, t = _start(self, x1, generator)
-        v = _known(self.teacher, net, point, t, y)
-        return per_sample(lagrangian(net, v, point.x, point.t, t, y))
+        return _residual(self, lagrangian, net, x1, y, generator)
 
 
 @dataclass(frozen=True)
@@ -190,9 +187,7 @@ class EulerianMap:
     pair: Coupling = independent
 
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
-        point, t = _start(self, x1, generator)
-        v = _known(self.teacher, net, point, t, y)
-        return per_sample(eulerian(net, v, point.x, point.t, t, y))
+        return _residual(self, eulerian, net, x1, y, generator)
 
 
 @dataclass(frozen=True)
@@ -355,6 +350,15 @@ def _start(objective, x1: State, generator: Generator | None) -> tuple[Point, Ti
     x0, x1 = objective.pair(x1, generator)
     s, t = (time.to(x1) for time in objective.times(len(x1), generator))
     return objective.path.at(x0, x1, s), t
+
+
+def _residual(
+    objective, law: Callable, net: Net, x1: State, y: Label | None, generator
+) -> Loss:
+    """How far a fresh jump of the net breaks a law of the velocity that is known."""
+    point, t = _start(objective, x1, generator)
+    v = _known(objective.teacher, net, point, t, y)
+    return per_sample(law(net, v, point.x, point.t, t, y))
 
 
 def _known(

@@ -1,6 +1,6 @@
 """What is measured of a trained net: rows of numbers, each beside its noise floor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import torch
@@ -22,7 +22,7 @@ from flowtext.score import (
 )
 from flowtext.solve import Grid, euler, grid, integrate, reference
 from flowtext.tensors import Label, State
-from flowtext.worlds import eight_modes
+from flowtext.worlds import Mixture
 
 SAMPLES = 10_000  # of the plane, for each net
 
@@ -66,10 +66,13 @@ def sample(
 
 
 def plane(
-    net: nets.Net, calls: Sequence[int], samplers: Sequence[str] = ("euler",)
+    net: nets.Net,
+    calls: Sequence[int],
+    world: Mixture,
+    samplers: Sequence[str] = ("euler",),
 ) -> Rows:
     """Path error and distribution errors of one net or of many, with each sampler."""
-    world, n, generator = eight_modes(), SAMPLES, Generator().manual_seed(1)
+    n, generator = SAMPLES, Generator().manual_seed(1)
     x0 = torch.randn(n, 2, generator=generator)
     real, other = (world.sample(n, generator).float() for _ in range(2))
     zero = torch.zeros(n).double()
@@ -121,6 +124,37 @@ def images(
     for sampler, many in product(samplers, calls):
         found = numbers(sample(net, x0, many, y, sampler), y)
         yield from _rows(0, sampler, many, found, floor)
+
+
+def regression(
+    net: nets.Net,
+    calls: Sequence[int],
+    name: str,
+    view: Callable[[State], State],
+) -> Rows:
+    """The loss on test images, and how far samples are from the means of their classes.
+
+    That distance is in units of the real images', so their floor is 1.
+    """
+    train, test = load(name), load(name, train=False)
+    loss = fixed_loss(net, view(test.x), test.y)
+    yield from _rows(0, "none", 0, *[{"test-loss": loss}] * 2)
+    means = torch.stack(
+        [view(train.x)[train.y == k].mean(0) for k in range(train.classes)]
+    )
+    x0 = torch.randn(test.x.shape, generator=Generator().manual_seed(1))
+    spread = (view(train.x) - means[train.y]).square().mean().sqrt()
+    for many in calls:
+        miss = sample(net, x0, many, test.y) - means[test.y]
+        found = {"from-mean": miss.square().mean().sqrt() / spread}
+        yield from _rows(0, "euler", many, found, {"from-mean": 1.0})
+
+
+def shuffle(x: State) -> State:
+    """Images with their pixels in another order, the same for all."""
+    size = x[0, 0].numel()
+    order = torch.randperm(size, generator=Generator().manual_seed(0))
+    return x.flatten(2)[:, :, order].reshape(x.shape)
 
 
 def fixed_loss(net: nets.Net, x1: State, y: Label) -> float:

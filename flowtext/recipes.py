@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path as File
 
 import pooch
@@ -16,11 +16,11 @@ from flowtext import measure, nets
 from flowtext.data import Batches, load, minibatches
 from flowtext.fit import Step, fading, fit, read
 from flowtext.guide import drop_labels
+from flowtext.ladder import METHODS, WORLDS, Method
 from flowtext.maps import LagrangianMap, ordered
 from flowtext.objectives import At, FlowMatching
 from flowtext.sources import fingerprint
 from flowtext.tensors import Label, State
-from flowtext.worlds import eight_modes
 
 HERE = File(__file__).parent
 RELEASED = HERE / "released"
@@ -53,21 +53,6 @@ class Recipe:
     begin: str = ""
 
 
-def eight_flow() -> Recipe:
-    """Flow matching on the eight modes, twenty seeds at once."""
-    return Recipe(
-        about="flow matching on straight lines, MLP 3 x 128",
-        world="eight modes",
-        net=lambda: nets.Twins([nets.MLP(2) for _ in range(20)]),
-        objective=FlowMatching(),
-        batches=lambda device: lambda g: eight_modes().sample(20 * 256, g).float(),
-        steps=6000,
-        lr=4e-3,
-        measure=measure.plane,
-        clip=float("inf"),
-    )
-
-
 def digits_features() -> Recipe:
     """The classifier in whose features digits are compared."""
     return features("digits", size=8, steps=600)
@@ -86,6 +71,22 @@ def cifar10_features() -> Recipe:
 def digits_flow() -> Recipe:
     """Flow matching on 8 x 8 digits, with labels."""
     return image_flow("digits", (32, 64), 1, batch=64, steps=2000)
+
+
+def digits_unet() -> Recipe:
+    """A small UNet on digits, trained for less than a minute."""
+    return short(lambda: nets.UNet(1, (16, 32), labels=10), 64, 600, 4e-3)
+
+
+def digits_shuffled() -> Recipe:
+    """The same UNet on digits whose pixels are shuffled, all in one way."""
+    view = measure.shuffle
+    return short(lambda: nets.UNet(1, (16, 32), labels=10), 64, 600, 4e-3, view)
+
+
+def digits_mlp() -> Recipe:
+    """An MLP on digits, for about as many seconds."""
+    return short(lambda: nets.MLP(64, 256, labels=10), 256, 2200, 3e-3)
 
 
 def mnist_flow() -> Recipe:
@@ -113,12 +114,47 @@ def cifar10_map() -> Recipe:
     return image_map(cifar10_flow(), "cifar10-flow", batch=128, steps=20_000)
 
 
+def plane_flow(world: str, seeds: int) -> Recipe:
+    """Flow matching in the plane, many seeds at once."""
+    return Recipe(
+        about="flow matching on straight lines, MLP 3 x 128",
+        world=world,
+        net=lambda: nets.Twins([nets.MLP(2) for _ in range(seeds)]),
+        objective=FlowMatching(),
+        batches=lambda device: _points(world, 512 * seeds),
+        steps=6000,
+        lr=8e-3,
+        measure=lambda net, calls: measure.plane(net, calls, WORLDS[world]()),
+        clip=float("inf"),
+    )
+
+
+def plane_map(world: str, seeds: int, method: Callable[[nets.Net], Method]) -> Recipe:
+    """A map in the plane by a method of the ladder, many seeds at once."""
+    name, samplers = f"{world}-flow", ("map", "renoised map")
+    made = method(teacher(name))
+    return replace(
+        plane_flow(world, seeds),
+        about=made.about,
+        objective=made.objective,
+        batches=lambda device: _points(world, 256 * seeds),
+        steps=10_000,
+        lr=made.lr,
+        measure=lambda net, calls: measure.plane(net, calls, WORLDS[world](), samplers),
+        calls=(1, 2, 4, 8),
+        passes=made.passes,
+        begin=name if made.warm else "",
+    )
+
+
 RECIPES = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
-        eight_flow,
         digits_features,
         digits_flow,
+        digits_unet,
+        digits_shuffled,
+        digits_mlp,
         mnist_features,
         mnist_flow,
         cifar10_features,
@@ -128,6 +164,40 @@ RECIPES = {
         cifar10_map,
     )
 }
+for _world, _seeds in zip(WORLDS, (20, 5, 5), strict=True):
+    RECIPES[f"{_world}-flow"] = partial(plane_flow, _world, _seeds)
+    RECIPES |= {
+        f"{_world}-{method.__name__.replace('_', '-')}": partial(
+            plane_map, _world, _seeds, method
+        )
+        for method in METHODS
+    }
+
+
+def short(
+    net: Callable[[], nn.Module],
+    batch: int,
+    steps: int,
+    lr: float,
+    view: Callable[[State], State] = lambda x: x,
+) -> Recipe:
+    """A net with labels on digits, seen through `view`, for a short time."""
+
+    def batches(device: str) -> Batches:
+        data = load("digits")
+        return minibatches(view(data.x).to(device), batch, data.y.to(device))
+
+    return Recipe(
+        about="flow matching on straight lines, a short training",
+        world="digits",
+        net=net,
+        objective=drop_labels(FlowMatching(), 0.1),
+        batches=batches,
+        steps=steps,
+        lr=lr,
+        measure=lambda net, calls: measure.regression(net, calls, "digits", view),
+        calls=(1, 2),
+    )
 
 
 def image_flow(
@@ -150,16 +220,16 @@ def image_flow(
 def image_map(flow: Recipe, name: str, batch: int, steps: int) -> Recipe:
     """A flow map on images, taught by the released velocity that it starts from."""
     objective = LagrangianMap(teacher(name), ordered(diagonal=0.0))
-    judge, samplers = flow.world, ("map", "renoised map")
+    world, samplers = flow.world, ("map", "renoised map")
     return replace(
         flow,
         about=f"Lagrangian flow map, taught by {name}",
         objective=drop_labels(objective, 0.1),
-        batches=lambda device: _draw(flow.world, batch, device),
+        batches=lambda device: _draw(world, batch, device),
         steps=steps,
         lr=1e-3,
         measure=lambda net, calls: measure.images(
-            net, calls, judge, judge_of(judge), samplers
+            net, calls, world, judge_of(world), samplers
         ),
         calls=(1, 2, 4, 8),
         passes=10,
@@ -283,8 +353,16 @@ def alone(net: nn.Module) -> nn.Module:
 def source_of(name: str, *, trained: bool = False) -> str:
     """The fingerprint of all code behind a recipe's records, or its training alone."""
     recipe_of(name)
+    made = RECIPES[name]
+    parts = [made.func, *made.args] if isinstance(made, partial) else [made]
+    parts = [part for part in (*parts, start) if callable(part)]
+    places = [f"{part.__module__}.{part.__name__}" for part in parts]
     apart = ("RECIPES", "measure", "judge_of") if trained else ("RECIPES",)
-    return fingerprint("recipes", name.replace("-", "_"), "start", apart=apart)
+    return fingerprint(*[p.removeprefix("flowtext.") for p in places], apart=apart)
+
+
+def _points(world: str, n: int) -> Batches:
+    return lambda generator: WORLDS[world]().sample(n, generator).float()
 
 
 def _draw(name: str, size: int, device: str) -> Batches:

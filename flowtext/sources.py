@@ -18,13 +18,13 @@ def bare(tree: ast.AST) -> str:
     return ast.dump(tree)
 
 
-def fingerprint(module: str, *names: str, apart: Collection[str] = ()) -> str:
-    """A hash of these definitions of a module and of all that they use in the package.
+def fingerprint(*places: str, apart: Collection[str] = ()) -> str:
+    """A hash of definitions, "module.name", and of all that they use in the package.
 
     Two results with one fingerprint were made by the same code, apart from the
     definitions or modules named. Raises ValueError for a name that is not defined.
     """
-    waiting, found = [(module, name) for name in names], {}
+    waiting, found = [tuple(place.split(".")) for place in places], {}
     for key in waiting:
         if key in found or {*key} & {*apart}:
             continue

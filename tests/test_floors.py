@@ -19,6 +19,7 @@ FLOORS = {
     "maps": 3,
     "consistency": 4,
     "fit": 5,
+    "ladder": 5,
     "measure": 5,
     "sources": 5,
     "show": 5,
@@ -80,7 +81,7 @@ def test_a_module_imports_only_lower_floors(name):
 def test_the_package_keeps_to_its_budget():
     size = {name: code_lines(source) for name, source in SOURCES.items()}
     assert sum(n for name, n in size.items() if FLOORS[name] < 6) <= 2500
-    assert sum(n for name, n in size.items() if FLOORS[name] == 6) <= 350
+    assert sum(n for name, n in size.items() if FLOORS[name] == 6) <= 400
     assert max(size.values()) <= 300
 
 

@@ -31,7 +31,7 @@ def tiny():
         batches=lambda device: lambda g: eight_modes().sample(16, g).float(),
         steps=6,
         lr=1e-2,
-        measure=measure.plane,
+        measure=lambda net, calls: measure.plane(net, calls, eight_modes()),
         calls=(1, 2),
         clip=math.inf,
     )
@@ -92,7 +92,7 @@ def test_a_record_of_the_day_is_found_again():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"got recipe 'mnist', expected one of \['eig"):
+    with pytest.raises(ValueError, match=r"got recipe 'mnist', expected one of \['dig"):
         recipes.train("mnist")
     with pytest.raises(ValueError, match="got 'mnist'"):
         recipes.records("mnist")
@@ -222,16 +222,19 @@ def test_the_list_says_what_is_released(capsys):
 def test_measures_of_the_plane_know_the_truth(monkeypatch):
     """The exact velocity has a path error that Euler's steps leave, and no strays."""
     monkeypatch.setattr(measure, "SAMPLES", 400)
-    v = eight_modes().velocity(measure.linear)
+    world = eight_modes()
+    v = world.velocity(measure.linear)
 
     def exact(x, s, t, y=None):
         return v(x.double(), t.double()).float()
 
-    found = {(c, k): value for *_, c, k, value, _ in measure.plane(exact, (1, 64))}
+    found = {
+        (c, k): value for *_, c, k, value, _ in measure.plane(exact, (1, 64), world)
+    }
     assert found[64, "rmse"] < 0.1 < 1.5 < found[1, "rmse"]
     assert found[64, "off-mode"] < 0.01
     assert found[1, "off-mode"] == 1
-    floors = {k: floor for *_, k, _, floor in measure.plane(exact, (1,))}
+    floors = {k: floor for *_, k, _, floor in measure.plane(exact, (1,), world)}
     assert floors["rmse"] == 0
     assert found[64, "sw2"] < 2 * floors["sw2"]
 
@@ -249,6 +252,32 @@ def test_measures_of_images_tell_real_from_noise(monkeypatch):
     assert found["precision"][0] < 0.1 < 0.8 < found["precision"][1]
     assert found["agreement"][0] < 0.4 < 0.9 < found["agreement"][1]
     assert found["nearest"][0] > 1.5 * found["nearest"][1]
+
+
+def test_a_net_that_draws_the_mean_has_no_distance_from_it():
+    """One step of v = mean - x0 lands on the mean of the class; real data are at 1."""
+    train = load("digits")
+    views = {"as they are": lambda x: x, "shuffled": measure.shuffle}
+    for view in views.values():
+        means = torch.stack([view(train.x)[train.y == k].mean(0) for k in range(10)])
+
+        def mean(x, s, t, y=None, means=means):
+            return means[y] - x
+
+        rows = list(measure.regression(mean, (1, 2), "digits", view))
+        found = {(calls, metric): value for _, _, calls, metric, value, _ in rows}
+        assert found[1, "from-mean"] < 1e-6
+        assert found[2, "from-mean"] > 0.2
+        assert found[0, "test-loss"] > 0.5
+    assert {floor for *_, metric, _, floor in rows if metric == "from-mean"} == {1}
+
+
+def test_pixels_are_shuffled_in_one_way():
+    x = load("digits").x[:3]
+    y = measure.shuffle(x)
+    assert not torch.equal(x, y)
+    assert torch.equal(x.flatten(1).sort().values, y.flatten(1).sort().values)
+    assert torch.equal(measure.shuffle(x[1:]), y[1:])
 
 
 def test_images_are_asked_for_with_the_labels_of_the_floor():

@@ -41,34 +41,34 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["through", "named"])
 def test_a_change_far_below_is_seen(package, name):
-    before = sources.fingerprint("high", name)
+    before = sources.fingerprint(f"high.{name}")
     package("0.5", "0.25")
-    assert sources.fingerprint("high", name) != before
+    assert sources.fingerprint(f"high.{name}") != before
 
 
 def test_words_and_neighbours_do_not_count(package):
-    before = sources.fingerprint("high", "through")
+    before = sources.fingerprint("high.through")
     package("Less.", "Much less.")
-    assert sources.fingerprint("high", "through") == before
+    assert sources.fingerprint("high.through") == before
     package("def other(x):\n    return x", "def other(x):\n    return 2 * x")
-    assert sources.fingerprint("high", "through") == before
-    assert sources.fingerprint("high", "other") != before
+    assert sources.fingerprint("high.through") == before
+    assert sources.fingerprint("high.other") != before
 
 
 def test_what_is_set_apart_does_not_count(package):
-    before = sources.fingerprint("high", "listed", apart=("TABLE",))
-    whole = sources.fingerprint("high", "listed")
+    before = sources.fingerprint("high.listed", apart=("TABLE",))
+    whole = sources.fingerprint("high.listed")
     package("TABLE = {}", "TABLE = {1: 2}")
-    assert sources.fingerprint("high", "listed", apart=("TABLE",)) == before
-    assert sources.fingerprint("high", "listed") != whole
+    assert sources.fingerprint("high.listed", apart=("TABLE",)) == before
+    assert sources.fingerprint("high.listed") != whole
 
 
 def test_a_module_can_be_set_apart(package):
-    before = sources.fingerprint("high", "through", apart=("low",))
+    before = sources.fingerprint("high.through", apart=("low",))
     package("0.5", "0.25")
-    assert sources.fingerprint("high", "through", apart=("low",)) == before
+    assert sources.fingerprint("high.through", apart=("low",)) == before
 
 
 def test_a_name_that_is_not_there_is_refused(package):
     with pytest.raises(ValueError, match=re.escape("got 'gone', expected one of")):
-        sources.fingerprint("high", "gone")
+        sources.fingerprint("high.gone")

@@ -1,0 +1,215 @@
+"""The methods of part three side by side: one net, one budget, one search each.
+
+A function `method(teacher)` makes a `Method`; its defaults are the best of the eight
+settings that `tools/tuning.py` tried on the eight modes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from flowtext import consistency as to_end
+from flowtext import maps
+from flowtext.maps import PairLaw, ordered
+from flowtext.nets import Net
+from flowtext.objectives import TimeLaw, pseudo_huber, uniform
+from flowtext.tensors import Time
+from flowtext.worlds import Mixture, eight_modes
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective, its rate, and its passes of the network in a step, as in a Recipe.
+
+    A `warm` one starts from the weights of the teacher.
+    """
+
+    about: str
+    objective: Callable
+    lr: float
+    passes: int
+    warm: bool
+
+
+def two_moons() -> Mixture:
+    """Two half moons that reach into each other, as 32 narrow modes, in float64."""
+    angle = torch.linspace(0, math.pi, 16, dtype=torch.float64)
+    arc = 1.5 * torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
+    return _even(torch.cat([arc, -arc]), 0.15)
+
+
+def board() -> Mixture:
+    """The black squares of a 4 x 4 board, each as 4 x 4 modes, in float64."""
+    step = (torch.arange(16, dtype=torch.float64) - 7.5) / 4
+    x, y = torch.meshgrid(step, step, indexing="ij")
+    black = (x.floor() + y.floor()) % 2 == 0
+    return _even(torch.stack([x[black], y[black]], 1), 0.1)
+
+
+def pairs(diagonal: float, end: float) -> PairLaw:
+    """Uniform pairs s <= t, a share with s = t; a share of the others ends at t = 1."""
+
+    def draw(n: int, generator: Generator | None = None) -> tuple[Time, Time]:
+        s, t = ordered(diagonal=diagonal)(n, generator)
+        last = (uniform(n, generator) < end) & (s < t)
+        return s, torch.where(last, torch.ones_like(t), t)
+
+    return draw
+
+
+def starts(noise: float) -> TimeLaw:
+    """Uniform starts, a share of them at the noise, s = 0."""
+
+    def draw(n: int, generator: Generator | None = None) -> Time:
+        s = uniform(n, generator)
+        return torch.where(uniform(n, generator) < noise, torch.zeros_like(s), s)
+
+    return draw
+
+
+def lagrangian(teacher: Net, lr=4e-3, diagonal=0.0, end=0.25) -> Method:
+    """The end of a jump moves with the teacher's velocity."""
+    law = maps.LagrangianMap(teacher, pairs(diagonal, end))
+    return Method("Lagrangian map, taught", law, lr, 10, warm=True)
+
+
+def eulerian(teacher: Net, lr=4e-3, diagonal=0.0, end=0.25) -> Method:
+    """The landing stays as the start moves with the teacher's velocity."""
+    law = maps.EulerianMap(teacher, pairs(diagonal, end))
+    return Method("Eulerian map, taught", law, lr, 10, warm=True)
+
+
+def aligned(teacher: Net, lr=4e-3, diagonal=0.0, end=0.25) -> Method:
+    """The Eulerian map with its target stopped: MeanFlow with a teacher."""
+    law = maps.MeanFlow(teacher, pairs(diagonal, end))
+    return Method("Eulerian map, target stopped, taught", law, lr, 7, warm=True)
+
+
+def semigroup(teacher: Net, lr=4e-3, diagonal=0.25, end=0.25) -> Method:
+    """A jump lands where two shorter ones do; the teacher knows the shortest."""
+    law = maps.SemigroupMap(teacher, pairs(diagonal, end))
+    return Method("semigroup map, taught", law, lr, 7, warm=True)
+
+
+def distilled(teacher: Net, lr=4e-3, noise=0.25, n=64) -> Method:
+    """Consistency distillation."""
+    law = to_end.ConsistencyDistillation(teacher, to_end.even(n), times=starts(noise))
+    return Method("consistency distillation", law, lr, 6, warm=True)
+
+
+def continuous(teacher: Net, lr=4e-3, noise=0.25, damp=0.1) -> Method:
+    """Consistency in continuous time, with the teacher's velocity."""
+    law = to_end.ContinuousConsistency(teacher, starts(noise), damp=damp)
+    return Method("continuous consistency, taught", law, lr, 7, warm=True)
+
+
+def trajectory(teacher: Net, lr=4e-3, diagonal=0.25, end=0.25) -> Method:
+    """Jumps along the teacher's path, compared at the data."""
+    law = to_end.Trajectory(teacher, times=pairs(diagonal, end))
+    return Method("consistency trajectory, taught", law, lr, 9, warm=True)
+
+
+def self_lagrangian(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """The end of a jump moves with the net's own velocity."""
+    law = maps.LagrangianMap(None, pairs(diagonal, end))
+    return Method("Lagrangian map, self-taught", law, lr, 10, warm=False)
+
+
+def self_eulerian(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """The landing stays as the start moves with the net's own velocity."""
+    law = maps.EulerianMap(None, pairs(diagonal, end))
+    return Method("Eulerian map, self-taught", law, lr, 10, warm=False)
+
+
+def self_semigroup(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """A jump lands where two shorter ones do; pairs teach the shortest."""
+    law = maps.SemigroupMap(None, pairs(diagonal, end))
+    return Method("semigroup map, self-taught", law, lr, 7, warm=False)
+
+
+def shortcut(teacher: Net, lr=4e-3, levels=7, smallest=0.75) -> Method:
+    """Steps double, from the smallest, which pairs teach."""
+    law = maps.Shortcut(levels, smallest)
+    return Method("shortcut", law, lr, 5, warm=False)
+
+
+def meanflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """MeanFlow from scratch."""
+    law = maps.MeanFlow(None, pairs(diagonal, end))
+    return Method("MeanFlow", law, lr, 6, warm=False)
+
+
+def improved_meanflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """MeanFlow along the net's own velocity."""
+    law = maps.ImprovedMeanFlow(pairs(diagonal, end))
+    return Method("improved MeanFlow", law, lr, 7, warm=False)
+
+
+def alphaflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+    """From straight steps to MeanFlow; dearer once alpha is 0."""
+    law = maps.AlphaFlow(times=pairs(diagonal, end))
+    return Method("AlphaFlow", law, lr, 5, warm=False)
+
+
+def even_gap(teacher: Net, lr=4e-3, noise=0.25, n=64) -> Method:
+    """Consistency training at a gap that stays."""
+    law = to_end.ConsistencyTraining(to_end.even(n), starts(noise))
+    return Method("consistency training, even gap", law, lr, 4, warm=False)
+
+
+def easy(teacher: Net, lr=4e-3, noise=0.25, stages=8) -> Method:
+    """Consistency training at a gap that shrinks, from the teacher's weights."""
+    law = to_end.ConsistencyTraining(to_end.shrinking(stages), starts(noise))
+    return Method("easy consistency tuning", law, lr, 4, warm=True)
+
+
+def easy_huber(teacher: Net, lr=4e-3, noise=0.25, stages=8, c=0.03) -> Method:
+    """The same with a measure that leans to a mode."""
+    gap, measure = to_end.shrinking(stages), pseudo_huber(c)
+    law = to_end.ConsistencyTraining(gap, starts(noise), measure)
+    return Method("easy consistency tuning, pseudo-Huber", law, lr, 4, warm=True)
+
+
+def self_continuous(teacher: Net, lr=4e-3, noise=0.25, damp=0.1) -> Method:
+    """Consistency in continuous time, with the velocity of pairs."""
+    law = to_end.ContinuousConsistency(None, starts(noise), damp=damp)
+    return Method("continuous consistency, from pairs", law, lr, 6, warm=True)
+
+
+def moments(teacher: Net, lr=4e-3, particles=4, gap=0.1, end=0.25) -> Method:
+    """Inductive moment matching."""
+    law = to_end.MomentMatching(particles, gap, times=pairs(0.0, end))
+    return Method("moment matching", law, lr, 4, warm=False)
+
+
+WORLDS = {"eight": eight_modes, "moons": two_moons, "board": board}
+METHODS = (
+    lagrangian,
+    eulerian,
+    aligned,
+    semigroup,
+    distilled,
+    continuous,
+    trajectory,
+    self_lagrangian,
+    self_eulerian,
+    self_semigroup,
+    shortcut,
+    meanflow,
+    improved_meanflow,
+    alphaflow,
+    even_gap,
+    easy,
+    easy_huber,
+    self_continuous,
+    moments,
+)
+
+
+def _even(means: Tensor, std: float) -> Mixture:
+    """A mixture of equal weights and widths."""
+    ones = torch.ones_like(means[:, 0])
+    return Mixture(means, std * ones, ones / len(ones))

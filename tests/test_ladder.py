@@ -1,0 +1,84 @@
+"""The ladder: its worlds, its laws of times, and what its methods cost."""
+
+import pytest
+import torch
+from torch import Generator
+
+from flowtext import ladder, nets, recipes
+from flowtext.objectives import At
+from flowtext.worlds import checkerboard, moons
+
+METHODS = pytest.mark.parametrize("method", ladder.METHODS, ids=lambda m: m.__name__)
+
+
+def nearest(x, world):
+    """The distance of points from the nearest mode, in its own width."""
+    return (torch.cdist(x.double(), world.means) / world.stds).amin(1)
+
+
+@pytest.mark.parametrize(
+    ("world", "draw"), [(ladder.two_moons(), moons), (ladder.board(), checkerboard)]
+)
+def test_the_other_worlds_cover_the_sets_they_are_named_after(world, draw):
+    """Points of the set lie at modes, each mode holds its share, and none is apart."""
+    x = draw(20_000, Generator().manual_seed(0))
+    assert nearest(x, world).max() < 4
+    home = torch.cdist(x.double(), world.means).argmin(1)
+    share = torch.bincount(home, minlength=len(world.means)) / len(x)
+    assert (share * len(world.means) - 1).abs().max() < 0.6
+    assert torch.isclose(world.weights.sum(), torch.tensor(1.0).double())
+
+
+def test_pairs_are_in_order_with_shares_as_asked():
+    s, t = ladder.pairs(0.3, 0.5)(40_000, Generator().manual_seed(0))
+    assert (s <= t).all()
+    assert abs((s == t).float().mean() - 0.3) < 0.01
+    assert abs((t == 1).float().mean() - 0.35) < 0.01
+    inner = (s < t) & (t < 1)
+    assert abs(s[inner].mean() - 1 / 3) < 0.01
+    assert abs(s[t == 1].mean() - 1 / 3) < 0.01
+
+
+def test_starts_stand_at_the_noise_with_the_share_asked():
+    s = ladder.starts(0.4)(40_000, Generator().manual_seed(0))
+    assert abs((s == 0).float().mean() - 0.4) < 0.01
+    assert abs(s[s > 0].mean() - 0.5) < 0.01
+
+
+class Counted(torch.nn.Module):
+    """An MLP that adds up its passes: 1 forward, 2 backward, 2 along a direction."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.passes = nets.MLP(2, width=8), 0
+
+    def forward(self, x, s, t, y=None):
+        tangent = torch._C._functorch.peek_interpreter_stack() is not None
+        weights = self.net.first.weight.requires_grad
+        graph = torch.is_grad_enabled() and (weights or x.requires_grad)
+        backward = graph * (2 if weights else 1)  # to the state alone costs half
+        self.passes += (3 if tangent else 1) * (1 + backward)
+        return self.net(x, s, t, y)
+
+
+@METHODS
+def test_a_step_costs_the_passes_that_the_ladder_says(method):
+    """Counted in the calls themselves, as a mean over a training."""
+    net, teacher = Counted(), Counted().requires_grad_(False)
+    made = method(teacher)
+    x1 = torch.randn(64, 2, generator=Generator().manual_seed(1))
+    times = [k / 20 for k in range(20)]
+    for progress in times:
+        at = At(progress, net.requires_grad_(True))
+        made.objective(net, x1, at=at, generator=Generator().manual_seed(2))
+    found = (net.passes + teacher.passes) / len(times)
+    assert abs(found - made.passes) <= 0.5
+
+
+@METHODS
+def test_a_warm_method_starts_from_its_teacher(method):
+    source, _ = recipes.released("eight-flow")
+    recipe = recipes.recipe_of(f"eight-{method.__name__.replace('_', '-')}")
+    first = next(recipes.start(recipe, 0, None)).net
+    apart = first.net(0).first.weight - source.first.weight
+    assert (apart.abs().max() < 0.1) == method(source).warm

@@ -1,0 +1,86 @@
+"""python -m tools.tuning [METHOD ...]: one small search for each method of the ladder.
+
+Eight settings are drawn from the choices below, and each trains three seeds on the
+eight modes. All runs are kept in `flowtext/released/tuning.json`; the best by path
+error of one call is to be written as the default of the method in `ladder.py`.
+"""
+
+import inspect
+import itertools
+import json
+import random
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from flowtext import ladder, measure, recipes
+
+CHOICES = {
+    "lr": (2e-3, 4e-3, 8e-3),
+    "diagonal": (0.0, 0.25, 0.5, 0.75),
+    "end": (0.0, 0.25, 0.5),
+    "noise": (0.0, 0.25, 0.5),
+    "n": (16, 64, 256),
+    "stages": (6, 8, 10),
+    "damp": (0.03, 0.1, 0.3),
+    "c": (0.01, 0.03, 0.1),
+    "levels": (5, 6, 7),
+    "smallest": (0.25, 0.5, 0.75),
+    "particles": (2, 4, 8),
+    "gap": (0.05, 0.1, 0.3),
+}
+TRIES, SEEDS, STEPS = 8, 3, 2000
+FILE = recipes.RELEASED / "tuning.json"
+
+
+def settings(method) -> list[dict]:
+    """Eight settings, drawn without repetition, the same at every call.
+
+    A map that knows its velocity at s = t from pairs or a teacher alone keeps some.
+    """
+    default = inspect.signature(method).parameters
+    choices = {name: values for name, values in CHOICES.items() if name in default}
+    if "diagonal" in choices:
+        some = default["diagonal"].default > 0
+        choices["diagonal"] = choices["diagonal"][1:] if some else (0.0, 0.25, 0.5)
+    every = [
+        dict(zip(choices, v, strict=True)) for v in itertools.product(*choices.values())
+    ]
+    return random.Random(method.__name__).sample(every, TRIES)
+
+
+def trial(method, setting: dict) -> dict:
+    """One setting: path error and strays of one call, a mean over seeds."""
+    made = recipes.plane_map("eight", SEEDS, partial(method, **setting))
+    begin, run = time.process_time(), {"method": method.__name__, **setting}
+    try:
+        *_, last = recipes.start(replace(made, steps=STEPS), 100, None)
+    except ValueError as error:
+        return run | {"failed": str(error)}
+    rows = [*made.measure(last.ema, (1,))]
+    for metric in ("rmse", "off-mode"):
+        found = [row[4] for row in rows if row[1] == "map" and row[3] == metric]
+        run[metric] = round(sum(found) / len(found), 4)
+    return run | {"seconds": round(time.process_time() - begin, 1)}
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    measure.SAMPLES = 2000
+    for method in ladder.METHODS:
+        if names and method.__name__ not in names:
+            continue
+        runs = [trial(method, setting) for setting in settings(method)]
+        known = json.loads(FILE.read_text()) if FILE.exists() else []
+        known = [run for run in known if run["method"] != method.__name__] + runs
+        text = json.dumps(known).replace("}, {", "},\n{") + "\n"
+        FILE.write_text(text)
+        best = min(runs, key=lambda run: run.get("rmse", torch.inf))
+        print(method.__name__, best, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
