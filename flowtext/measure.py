@@ -22,7 +22,7 @@ from flowtext.score import (
 )
 from flowtext.solve import Grid, euler, grid, integrate, reference
 from flowtext.tensors import Label, State
-from flowtext.worlds import Mixture
+from flowtext.worlds import Mixture, RotatedProduct
 
 SAMPLES = 10_000  # of the plane, for each net
 
@@ -84,11 +84,28 @@ def plane(
         return found | {"sw2": sliced_wasserstein(x, real)}
 
     floor = numbers(other, other)
-    each = map(net.net, range(len(net))) if isinstance(net, nets.Twins) else [net]
-    for seed, alone in enumerate(each):
+    for seed, alone in _each(net):
         for sampler, many in product(samplers, calls):
             found = numbers(sample(alone, x0, many, sampler=sampler), truth)
             yield from _rows(seed, sampler, many, found, floor)
+
+
+def path(
+    net: nets.Net,
+    calls: Sequence[int],
+    world: RotatedProduct,
+    samplers: Sequence[str] = ("euler",),
+) -> Rows:
+    """Path error a coordinate, against the world's own flow map."""
+    n = 2000
+    x0 = torch.randn(n, len(world.means), generator=Generator().manual_seed(1))
+    zero = torch.zeros(n).double()
+    goal = world.flow_map(linear)(x0.double(), zero, zero + 1).float()
+    for seed, alone in _each(net):
+        for sampler, many in product(samplers, calls):
+            miss = sample(alone, x0, many, sampler=sampler) - goal
+            found = {"rmse": miss.square().mean().sqrt()}
+            yield from _rows(seed, sampler, many, found, {"rmse": 0.0})
 
 
 def images(
@@ -176,6 +193,12 @@ def features_of(judge: nets.Classifier, x: State) -> Float[Tensor, "b f"]:
     """The features of images, a thousand at a time, in float64."""
     with torch.no_grad():
         return torch.cat([judge.features(part) for part in x.split(1000)]).double()
+
+
+def _each(net: nets.Net) -> Iterator[tuple[int, nets.Net]]:
+    """One net, or each of many that were trained together, with its number."""
+    many = isinstance(net, nets.Twins)
+    return enumerate(map(net.net, range(len(net))) if many else [net])
 
 
 def _rows(seed: int, sampler: str, calls: int, found: dict, floor: dict) -> Rows:

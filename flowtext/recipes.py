@@ -16,7 +16,7 @@ from flowtext import measure, nets
 from flowtext.data import Batches, load, minibatches
 from flowtext.fit import Step, fading, fit, read
 from flowtext.guide import drop_labels
-from flowtext.ladder import METHODS, WORLDS, Method
+from flowtext.ladder import METHODS, WORLDS, Method, waves
 from flowtext.maps import LagrangianMap, ordered
 from flowtext.objectives import At, FlowMatching
 from flowtext.sources import fingerprint
@@ -51,6 +51,34 @@ class Recipe:
     clip: float = 1.0
     passes: int = 3
     begin: str = ""
+
+
+def waves_flow() -> Recipe:
+    """Flow matching on images whose flow map is known, three seeds at once."""
+    return replace(
+        plane_flow("eight", 3),
+        about="flow matching on straight lines, MLP 3 x 256",
+        world="waves",
+        net=lambda: nets.Twins([nets.MLP(64, 256) for _ in range(3)]),
+        batches=lambda device: lambda g: waves().sample(3 * 256, g).float(),
+        steps=4000,
+        lr=2e-3,
+        measure=lambda net, calls: measure.path(net, calls, waves()),
+    )
+
+
+def waves_map() -> Recipe:
+    """Its flow map, taught by the released velocity that it starts from."""
+    samplers = ("map", "renoised map")
+    return replace(
+        waves_flow(),
+        about="Lagrangian flow map, taught by waves-flow",
+        objective=LagrangianMap(teacher("waves-flow"), ordered(diagonal=0.0)),
+        measure=lambda net, calls: measure.path(net, calls, waves(), samplers),
+        calls=(1, 2, 4, 8),
+        passes=10,
+        begin="waves-flow",
+    )
 
 
 def digits_features() -> Recipe:
@@ -150,6 +178,8 @@ def plane_map(world: str, seeds: int, method: Callable[[nets.Net], Method]) -> R
 RECIPES = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
+        waves_flow,
+        waves_map,
         digits_features,
         digits_flow,
         digits_unet,

@@ -1,7 +1,9 @@
 """The ladder: its worlds, its laws of times, and what its methods cost."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 from torch import Generator
 
 from flowtext import ladder, nets, recipes
@@ -27,6 +29,16 @@ def test_the_other_worlds_cover_the_sets_they_are_named_after(world, draw):
     share = torch.bincount(home, minlength=len(world.means)) / len(x)
     assert (share * len(world.means) - 1).abs().max() < 0.6
     assert torch.isclose(world.weights.sum(), torch.tensor(1.0).double())
+
+
+def test_waves_are_images_with_the_spectrum_that_they_promise():
+    """Pixels of one spread; the slowest waves are the strongest, and rows agree."""
+    world = ladder.waves()
+    x = world.sample(20_000, Generator().manual_seed(0))
+    assert abs(x.std() - 0.5) < 0.01
+    found = dctn(x.unflatten(1, (8, 8)).numpy(), axes=(1, 2), norm="ortho").std(0)
+    wanted = 1 / (1 + np.hypot(*np.mgrid[:8, :8]))
+    assert np.abs(found / found[0, 0] / wanted - 1).max() < 0.03
 
 
 def test_pairs_are_in_order_with_shares_as_asked():

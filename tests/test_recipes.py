@@ -14,6 +14,7 @@ from flowtext import __main__ as shell
 from flowtext import measure, nets, recipes
 from flowtext.data import load
 from flowtext.fit import read
+from flowtext.ladder import waves
 from flowtext.objectives import FlowMatching
 from flowtext.worlds import eight_modes
 
@@ -237,6 +238,22 @@ def test_measures_of_the_plane_know_the_truth(monkeypatch):
     floors = {k: floor for *_, k, _, floor in measure.plane(exact, (1,), world)}
     assert floors["rmse"] == 0
     assert found[64, "sw2"] < 2 * floors["sw2"]
+
+
+def test_the_path_error_of_images_is_against_their_own_map():
+    """It is 0 for the exact average velocity, and falls with Euler's steps."""
+    world = waves()
+    jump, v = world.flow_map(measure.linear), world.velocity(measure.linear)
+
+    def exact(x, s, t, y=None):
+        x, s, t = x.double(), s.double(), t.double()
+        u = (jump(x, s, t) - x) / (t - s).clamp(min=1e-9)[:, None]
+        return torch.where((s == t)[:, None], v(x, s), u).float()
+
+    rows = list(measure.path(exact, (1, 4), world, ("map", "euler")))
+    found = {(kind, calls): value for _, kind, calls, _, value, _ in rows}
+    assert found["map", 1] < 1e-5 > found["map", 4]
+    assert 1.5 * found["euler", 4] < found["euler", 1]
 
 
 def test_measures_of_images_tell_real_from_noise(monkeypatch):
