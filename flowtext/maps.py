@@ -341,7 +341,6 @@ class AlphaFlow:
         with torch.no_grad():
             ahead = point.x + expand(r - point.t, x1) * point.v
             target = alpha * point.v + (1 - alpha) * net(ahead, r, t, y)
-            target = _where(t == point.t, point.v, target)
         return self.measure(net(point.x, point.t, t, y) - target) / alpha
 
 

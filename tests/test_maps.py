@@ -419,8 +419,23 @@ def test_without_a_teacher_equal_times_are_flow_matching():
         assert torch.allclose(found, expected, atol=1e-6)
     found = ImprovedMeanFlow(same)(net, x1, generator=seeded(1))
     assert torch.allclose(found, expected, atol=1e-6)
-    found = AlphaFlow(lambda _: 0.5, same)(net, x1, generator=seeded(1))
-    assert torch.allclose(found, 2 * expected, atol=1e-6)
+
+
+def test_equal_times_weigh_as_much_at_every_alpha():
+    """Given s = t, AlphaFlow's gradient is flow matching's, whatever alpha is."""
+    x1, net = eight_modes().sample(64, seeded()).float(), MLP(2)
+    same = ordered(diagonal=1.0)
+
+    def gradient(objective):
+        loss = objective(net, x1, generator=seeded(1)).mean()
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, net.parameters())]
+        )
+
+    expected = gradient(FlowMatching())
+    for alpha in (1.0, 0.25, 0.01):
+        found = gradient(AlphaFlow(lambda _, alpha=alpha: alpha, same))
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_a_shortcut_is_the_semigroup_law_in_the_middle():
