@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.fft import dct
-from torch import Generator, Tensor
+from torch import Tensor
 
 from flowtext import consistency as to_end
 from flowtext import maps
 from flowtext.maps import PairLaw, ordered
 from flowtext.nets import Net
 from flowtext.objectives import TimeLaw, pseudo_huber, uniform
-from flowtext.tensors import Time
 from flowtext.worlds import Mixture, RotatedProduct, eight_modes
 
 
@@ -68,84 +67,76 @@ def waves() -> RotatedProduct:
     return RotatedProduct(turn, size * sides, size * stds, 0 * size * sides + 0.5)
 
 
-def pairs(diagonal: float, end: float) -> PairLaw:
-    """Uniform pairs s <= t, a share with s = t; a share of the others ends at t = 1."""
-
-    def draw(n: int, generator: Generator | None = None) -> tuple[Time, Time]:
-        s, t = ordered(diagonal=diagonal)(n, generator)
-        last = (uniform(n, generator) < end) & (s < t)
-        return s, torch.where(last, torch.ones_like(t), t)
-
-    return draw
+def pairs(diagonal: float, early: float) -> PairLaw:
+    """Pairs s <= t of the times below, a share `diagonal` of them with s = t."""
+    return ordered(starts(early), diagonal)
 
 
-def starts(noise: float) -> TimeLaw:
-    """Uniform starts, a share of them at the noise, s = 0."""
+def starts(early: float) -> TimeLaw:
+    """Uniform times to the power `early`: above 1 they lean towards the noise.
 
-    def draw(n: int, generator: Generator | None = None) -> Time:
-        s = uniform(n, generator)
-        return torch.where(uniform(n, generator) < noise, torch.zeros_like(s), s)
-
-    return draw
+    An error made early is what the flow amplifies most.
+    """
+    return lambda n, generator=None: uniform(n, generator) ** early
 
 
-def lagrangian(teacher: Net, lr=4e-3, diagonal=0.0, end=0.0) -> Method:
+def lagrangian(teacher: Net, lr=4e-3, diagonal=0.0, early=2.0) -> Method:
     """The end of a jump moves with the teacher's velocity."""
-    law = maps.LagrangianMap(teacher, pairs(diagonal, end))
+    law = maps.LagrangianMap(teacher, pairs(diagonal, early))
     return Method("Lagrangian map, taught", law, lr, 10, warm=True)
 
 
-def eulerian(teacher: Net, lr=4e-3, diagonal=0.0, end=0.25) -> Method:
+def eulerian(teacher: Net, lr=4e-3, diagonal=0.0, early=2.0) -> Method:
     """The landing stays as the start moves with the teacher's velocity."""
-    law = maps.EulerianMap(teacher, pairs(diagonal, end))
+    law = maps.EulerianMap(teacher, pairs(diagonal, early))
     return Method("Eulerian map, taught", law, lr, 10, warm=True)
 
 
-def aligned(teacher: Net, lr=4e-3, diagonal=0.5, end=0.0) -> Method:
+def aligned(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """The Eulerian map with its target stopped: MeanFlow with a teacher."""
-    law = maps.MeanFlow(teacher, pairs(diagonal, end))
+    law = maps.MeanFlow(teacher, pairs(diagonal, early))
     return Method("Eulerian map, target stopped, taught", law, lr, 7, warm=True)
 
 
-def semigroup(teacher: Net, lr=4e-3, diagonal=0.25, end=0.25) -> Method:
+def semigroup(teacher: Net, lr=8e-3, diagonal=0.75, early=2.0) -> Method:
     """A jump lands where two shorter ones do; the teacher knows the shortest."""
-    law = maps.SemigroupMap(teacher, pairs(diagonal, end))
+    law = maps.SemigroupMap(teacher, pairs(diagonal, early))
     return Method("semigroup map, taught", law, lr, 7, warm=True)
 
 
-def distilled(teacher: Net, lr=4e-3, noise=0.25, n=64) -> Method:
+def distilled(teacher: Net, lr=4e-3, early=2.0, n=16) -> Method:
     """Consistency distillation."""
-    law = to_end.ConsistencyDistillation(teacher, to_end.even(n), times=starts(noise))
+    law = to_end.ConsistencyDistillation(teacher, to_end.even(n), times=starts(early))
     return Method("consistency distillation", law, lr, 6, warm=True)
 
 
-def continuous(teacher: Net, lr=4e-3, noise=0.25, damp=0.1) -> Method:
+def continuous(teacher: Net, lr=4e-3, early=2.0, damp=0.3) -> Method:
     """Consistency in continuous time, with the teacher's velocity."""
-    law = to_end.ContinuousConsistency(teacher, starts(noise), damp=damp)
+    law = to_end.ContinuousConsistency(teacher, starts(early), damp=damp)
     return Method("continuous consistency, taught", law, lr, 7, warm=True)
 
 
-def trajectory(teacher: Net, lr=4e-3, diagonal=0.25, end=0.25) -> Method:
+def trajectory(teacher: Net, lr=4e-3, diagonal=0.25, early=2.0) -> Method:
     """Jumps along the teacher's path, compared at the data."""
-    law = to_end.Trajectory(teacher, times=pairs(diagonal, end))
+    law = to_end.Trajectory(teacher, times=pairs(diagonal, early))
     return Method("consistency trajectory, taught", law, lr, 9, warm=True)
 
 
-def self_lagrangian(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def self_lagrangian(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """The end of a jump moves with the net's own velocity."""
-    law = maps.LagrangianMap(None, pairs(diagonal, end))
+    law = maps.LagrangianMap(None, pairs(diagonal, early))
     return Method("Lagrangian map, self-taught", law, lr, 10, warm=False)
 
 
-def self_eulerian(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def self_eulerian(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """The landing stays as the start moves with the net's own velocity."""
-    law = maps.EulerianMap(None, pairs(diagonal, end))
+    law = maps.EulerianMap(None, pairs(diagonal, early))
     return Method("Eulerian map, self-taught", law, lr, 10, warm=False)
 
 
-def self_semigroup(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def self_semigroup(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """A jump lands where two shorter ones do; pairs teach the shortest."""
-    law = maps.SemigroupMap(None, pairs(diagonal, end))
+    law = maps.SemigroupMap(None, pairs(diagonal, early))
     return Method("semigroup map, self-taught", law, lr, 7, warm=False)
 
 
@@ -155,52 +146,52 @@ def shortcut(teacher: Net, lr=4e-3, levels=7, smallest=0.75) -> Method:
     return Method("shortcut", law, lr, 5, warm=False)
 
 
-def meanflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def meanflow(teacher: Net, lr=2e-3, diagonal=0.5, early=2.0) -> Method:
     """MeanFlow from scratch."""
-    law = maps.MeanFlow(None, pairs(diagonal, end))
+    law = maps.MeanFlow(None, pairs(diagonal, early))
     return Method("MeanFlow", law, lr, 6, warm=False)
 
 
-def improved_meanflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def improved_meanflow(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """MeanFlow along the net's own velocity."""
-    law = maps.ImprovedMeanFlow(pairs(diagonal, end))
+    law = maps.ImprovedMeanFlow(pairs(diagonal, early))
     return Method("improved MeanFlow", law, lr, 7, warm=False)
 
 
-def alphaflow(teacher: Net, lr=4e-3, diagonal=0.5, end=0.25) -> Method:
+def alphaflow(teacher: Net, lr=4e-3, diagonal=0.5, early=2.0) -> Method:
     """From straight steps to MeanFlow; dearer once alpha is 0."""
-    law = maps.AlphaFlow(times=pairs(diagonal, end))
+    law = maps.AlphaFlow(times=pairs(diagonal, early))
     return Method("AlphaFlow", law, lr, 5, warm=False)
 
 
-def even_gap(teacher: Net, lr=4e-3, noise=0.25, n=64) -> Method:
+def even_gap(teacher: Net, lr=4e-3, early=2.0, n=64) -> Method:
     """Consistency training at a gap that stays."""
-    law = to_end.ConsistencyTraining(to_end.even(n), starts(noise))
+    law = to_end.ConsistencyTraining(to_end.even(n), starts(early))
     return Method("consistency training, even gap", law, lr, 4, warm=False)
 
 
-def easy(teacher: Net, lr=4e-3, noise=0.25, stages=8) -> Method:
+def easy(teacher: Net, lr=4e-3, early=2.0, stages=8) -> Method:
     """Consistency training at a gap that shrinks, from the teacher's weights."""
-    law = to_end.ConsistencyTraining(to_end.shrinking(stages), starts(noise))
+    law = to_end.ConsistencyTraining(to_end.shrinking(stages), starts(early))
     return Method("easy consistency tuning", law, lr, 4, warm=True)
 
 
-def easy_huber(teacher: Net, lr=4e-3, noise=0.25, stages=8, c=0.03) -> Method:
+def easy_huber(teacher: Net, lr=4e-3, early=2.0, stages=8, c=0.03) -> Method:
     """The same with a measure that leans to a mode."""
     gap, measure = to_end.shrinking(stages), pseudo_huber(c)
-    law = to_end.ConsistencyTraining(gap, starts(noise), measure)
+    law = to_end.ConsistencyTraining(gap, starts(early), measure)
     return Method("easy consistency tuning, pseudo-Huber", law, lr, 4, warm=True)
 
 
-def self_continuous(teacher: Net, lr=4e-3, noise=0.25, damp=0.1) -> Method:
+def self_continuous(teacher: Net, lr=4e-3, early=2.0, damp=0.1) -> Method:
     """Consistency in continuous time, with the velocity of pairs."""
-    law = to_end.ContinuousConsistency(None, starts(noise), damp=damp)
+    law = to_end.ContinuousConsistency(None, starts(early), damp=damp)
     return Method("continuous consistency, from pairs", law, lr, 6, warm=True)
 
 
-def moments(teacher: Net, lr=4e-3, particles=4, gap=0.1, end=0.25) -> Method:
+def moments(teacher: Net, lr=4e-3, particles=4, gap=0.1, early=2.0) -> Method:
     """Inductive moment matching."""
-    law = to_end.MomentMatching(particles, gap, times=pairs(0.0, end))
+    law = to_end.MomentMatching(particles, gap, times=pairs(0.0, early))
     return Method("moment matching", law, lr, 4, warm=False)
 
 

@@ -41,20 +41,15 @@ def test_waves_are_images_with_the_spectrum_that_they_promise():
     assert np.abs(found / found[0, 0] / wanted - 1).max() < 0.03
 
 
-def test_pairs_are_in_order_with_shares_as_asked():
-    s, t = ladder.pairs(0.3, 0.5)(40_000, Generator().manual_seed(0))
+def test_pairs_are_in_order_and_lean_to_the_noise_as_asked():
+    """The mean of u^p is 1/(p + 1); of two, the larger has the mean 2/(p + 2)."""
+    s, t = ladder.pairs(0.3, 2.0)(40_000, Generator().manual_seed(0))
     assert (s <= t).all()
-    assert abs((s == t).float().mean() - 0.3) < 0.01
-    assert abs((t == 1).float().mean() - 0.35) < 0.01
-    inner = (s < t) & (t < 1)
-    assert abs(s[inner].mean() - 1 / 3) < 0.01
-    assert abs(s[t == 1].mean() - 1 / 3) < 0.01
-
-
-def test_starts_stand_at_the_noise_with_the_share_asked():
-    s = ladder.starts(0.4)(40_000, Generator().manual_seed(0))
-    assert abs((s == 0).float().mean() - 0.4) < 0.01
-    assert abs(s[s > 0].mean() - 0.5) < 0.01
+    apart = s < t
+    assert abs(apart.float().mean() - 0.7) < 0.01
+    assert abs(t[apart].mean() - 2 / 4) < 0.01
+    assert abs(s[~apart].mean() - 1 / 3) < 0.01
+    assert abs(ladder.starts(3.0)(40_000, Generator()).mean() - 1 / 4) < 0.01
 
 
 class Counted(torch.nn.Module):

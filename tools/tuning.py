@@ -21,8 +21,7 @@ from flowtext import ladder, measure, recipes
 CHOICES = {
     "lr": (2e-3, 4e-3, 8e-3),
     "diagonal": (0.0, 0.25, 0.5, 0.75),
-    "end": (0.0, 0.25, 0.5),
-    "noise": (0.0, 0.25, 0.5),
+    "early": (1.0, 2.0, 3.0),
     "n": (16, 64, 256),
     "stages": (6, 8, 10),
     "damp": (0.03, 0.1, 0.3),
