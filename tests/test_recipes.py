@@ -93,7 +93,7 @@ def test_a_record_of_the_day_is_found_again():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"got recipe 'mnist', expected one of \['dig"):
+    with pytest.raises(ValueError, match=r"got recipe 'mnist', expected one of \['wav"):
         recipes.train("mnist")
     with pytest.raises(ValueError, match="got 'mnist'"):
         recipes.records("mnist")
