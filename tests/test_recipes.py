@@ -253,6 +253,8 @@ def test_the_path_error_of_images_is_against_their_own_map():
     rows = list(measure.path(exact, (1, 4), world, ("map", "euler")))
     found = {(kind, calls): value for _, kind, calls, _, value, _ in rows}
     assert found["map", 1] < 1e-5 > found["map", 4]
+    # One Euler step lands on the mean, so it misses by the spread of the data.
+    assert abs(found["euler", 1] - 0.5) < 0.01
     assert 1.5 * found["euler", 4] < found["euler", 1]
 
 
