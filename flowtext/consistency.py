@@ -9,7 +9,7 @@ from torch import Generator, nn
 
 from flowtext.maps import PAIRS, Measure, PairLaw, along_start, jump
 from flowtext.nets import Net
-from flowtext.objectives import At, Loss, TimeLaw, uniform
+from flowtext.objectives import At, Loss, TimeLaw, uniform, within
 from flowtext.paths import Coupling, Path, Point, independent, linear
 from flowtext.solve import Step, grid, heun, integrate
 from flowtext.tensors import Label, State, Time, expand, per_sample
@@ -46,6 +46,7 @@ def shrinking(stages: int = 8, factor: float = 2.0) -> Gap:
 
 
 EASY, FINE = shrinking(), even(64)
+NEAR = within(0.0, 0.25)
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,16 @@ class ContinuousConsistency:
 class Trajectory:
     """Jump anywhere on the teacher's path, and compare where both jumps then end.
 
-    From s, and from a point r that the teacher's solver reached, both jump to t, and
-    from there a frozen net to the data. Where s = t the velocity of the pair is
-    learned. Source: Kim et al. 2024 (arXiv 2310.02279), without its adversarial part.
+    From s, and from a point r that the teacher reached by one `step` over the share
+    `split` of the way, both jump to t, and from there a frozen net to the data. Where
+    s = t the velocity of the pair is learned. Source: Kim et al. 2024 (arXiv
+    2310.02279), without its adversarial part.
     """
 
     teacher: Net
     step: Step = heun
     times: PairLaw = PAIRS
+    split: TimeLaw = NEAR
     measure: Measure = per_sample
     path: Path = linear
     pair: Coupling = independent
@@ -148,7 +151,7 @@ class Trajectory:
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
         x0, x1 = self.pair(x1, generator)
         s, t = (time.to(x1) for time in self.times(len(x1), generator))
-        r = s + uniform(len(x1), generator).to(x1) * (t - s)
+        r = s + self.split(len(x1), generator).to(x1) * (t - s)
         point, end, still = self.path.at(x0, x1, s), torch.ones_like(s), _frozen(net)
         with torch.no_grad():
             further = carry(self.teacher, point.x, s, r, self.step, y)

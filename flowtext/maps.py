@@ -208,11 +208,14 @@ class SemigroupMap:
     def __call__(self, net: Net, x1, y=None, *, at=None, generator=None) -> Loss:
         point, t = _start(self, x1, generator)
         r = point.t + self.split(len(x1), generator).to(t) * (t - point.t)
-        v = _known(self.teacher, net, point, t, y)
+        v = point.v
+        with torch.no_grad():
+            if self.teacher:
+                v = self.teacher(point.x, point.t, point.t, y)
 
         def short(x: State, a: Time, b: Time, y: Label | None = None) -> State:
             with torch.no_grad():
-                return _where(a == b, v(x, a), net(x, a, b, y))
+                return _where(a == b, v, net(x, a, b, y))
 
         return per_sample(semigroup(net, short, point.x, point.t, r, t, y))
 

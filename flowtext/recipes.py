@@ -132,6 +132,21 @@ def digits_map() -> Recipe:
     return image_map(digits_flow(), "digits-flow", batch=64, steps=2000)
 
 
+def digits_map_unet() -> Recipe:
+    """The same map by a UNet that starts from nothing."""
+    return image_student(lambda: nets.UNet(1, (32, 64), labels=10), 1000, 2e-3)
+
+
+def digits_map_mlp() -> Recipe:
+    """The same map by an MLP, which knows nothing of neighbours."""
+    return image_student(lambda: nets.MLP(64, 384, labels=10), 5000, 4e-3)
+
+
+def digits_map_dit() -> Recipe:
+    """The same map by a transformer over patches."""
+    return image_student(lambda: nets.DiT(1, 8, labels=10), 1300, 4e-3)
+
+
 def mnist_map() -> Recipe:
     """The flow map of MNIST's teacher."""
     return image_map(mnist_flow(), "mnist-flow", batch=64, steps=5000)
@@ -190,6 +205,9 @@ RECIPES = {
         cifar10_features,
         cifar10_flow,
         digits_map,
+        digits_map_unet,
+        digits_map_mlp,
+        digits_map_dit,
         mnist_map,
         cifar10_map,
     )
@@ -265,6 +283,11 @@ def image_map(flow: Recipe, name: str, batch: int, steps: int) -> Recipe:
         passes=10,
         begin=name,
     )
+
+
+def image_student(net: Callable[[], nn.Module], steps: int, lr: float) -> Recipe:
+    """The digits' flow map by another net, with the same teacher, from nothing."""
+    return replace(digits_map(), net=net, steps=steps, lr=lr, begin="")
 
 
 def features(

@@ -1,5 +1,8 @@
 """The ladder: its worlds, its laws of times, and what its methods cost."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Generator
 from flowtext import ladder, nets, recipes
 from flowtext.objectives import At
 from flowtext.worlds import checkerboard, moons
+from tools import tuning
 
 METHODS = pytest.mark.parametrize("method", ladder.METHODS, ids=lambda m: m.__name__)
 
@@ -43,13 +47,16 @@ def test_waves_are_images_with_the_spectrum_that_they_promise():
 
 def test_pairs_are_in_order_and_lean_to_the_noise_as_asked():
     """The mean of u^p is 1/(p + 1); of two, the larger has the mean 2/(p + 2)."""
-    s, t = ladder.pairs(0.3, 2.0)(40_000, Generator().manual_seed(0))
+    s, t = ladder.pairs(0.3, 1.0)(40_000, Generator().manual_seed(0))
     assert (s <= t).all()
     apart = s < t
     assert abs(apart.float().mean() - 0.7) < 0.01
     assert abs(t[apart].mean() - 2 / 4) < 0.01
     assert abs(s[~apart].mean() - 1 / 3) < 0.01
-    assert abs(ladder.starts(3.0)(40_000, Generator()).mean() - 1 / 4) < 0.01
+    assert abs(ladder.starts(2.0)(40_000, Generator()).mean() - 1 / 4) < 0.01
+    late = ladder.starts(-2.0)(40_000, Generator())
+    assert abs(late.mean() - 3 / 4) < 0.01
+    assert late.max() < 1
 
 
 class Counted(torch.nn.Module):
@@ -89,3 +96,21 @@ def test_a_warm_method_starts_from_its_teacher(method):
     first = next(recipes.start(recipe, 0, None)).net
     apart = first.net(0).first.weight - source.first.weight
     assert (apart.abs().max() < 0.1) == method(source).warm
+
+
+@METHODS
+def test_the_defaults_of_a_method_are_the_best_of_its_search(method):
+    """Eight settings were tried, and the one of least path error is in the code."""
+    runs = json.loads(tuning.FILE.read_text())
+    tried = [run for run in runs if run["method"] == method.__name__]
+    wanted = tuning.settings(method)
+    assert [{key: run[key] for key in wanted[0]} for run in tried] == wanted
+    best = min(tried, key=lambda run: run.get("rmse", torch.inf))
+    default = inspect.signature(method).parameters
+    assert {key: default[key].default for key in wanted[0]}.items() <= best.items()
+
+
+def test_a_search_gives_each_value_its_turn():
+    """Eight settings of three rates: each is tried two or three times."""
+    rates = [setting["lr"] for setting in tuning.settings(ladder.meanflow)]
+    assert sorted(map(rates.count, tuning.CHOICES["lr"])) == [2, 3, 3]

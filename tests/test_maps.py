@@ -235,6 +235,7 @@ TAUGHT = {
     "eulerian": lambda teacher: EulerianMap(teacher, inner),
     "semigroup": lambda teacher: SemigroupMap(teacher, inner),
     "semigroup, uniform": lambda teacher: SemigroupMap(teacher, inner, uniform),
+    "semigroup, s = t": lambda teacher: SemigroupMap(teacher, ordered(diagonal=1.0)),
     "mean flow": lambda teacher: MeanFlow(teacher, inner),
 }
 
