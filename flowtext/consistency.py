@@ -32,7 +32,7 @@ def shrinking(stages: int = 8, factor: float = 2.0) -> Gap:
     """The whole way to the data at first, then `factor` times less at every stage.
 
     Raises ValueError for no stage, or a factor that does not shrink. Source: Geng et
-    al. 2024 (arXiv 2406.14548), easy consistency tuning, in time instead of noise.
+    al. 2025 (arXiv 2406.14548), easy consistency tuning, in time instead of noise.
     """
     if stages < 1 or factor <= 1:
         got = f"{stages} stages that shrink {factor} times"

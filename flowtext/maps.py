@@ -225,7 +225,7 @@ class Shortcut:
     """Double the step: one step of size d lands where two of size d/2 do.
 
     Steps are 1, 1/2, ... 1/2^levels; the smallest learns the velocity of pairs, on a
-    share `smallest` of the batch, as if it were straight. Source: Frans et al. 2024
+    share `smallest` of the batch, as if it were straight. Source: Frans et al. 2025
     (arXiv 2410.12557), algorithm 1.
     """
 
