@@ -87,7 +87,7 @@ def starts(lean: float) -> TimeLaw:
     return draw
 
 
-def lagrangian(teacher: Net, lr=8e-3, diagonal=0.25, lean=1.0) -> Method:
+def lagrangian(teacher: Net, lr=2e-3, diagonal=0.0, lean=1.0) -> Method:
     """The end of a jump moves with the teacher's velocity."""
     law = maps.LagrangianMap(teacher, pairs(diagonal, lean))
     return Method("Lagrangian map, taught", law, lr, 10, warm=True)
@@ -99,7 +99,7 @@ def eulerian(teacher: Net, lr=8e-3, diagonal=0.0, lean=-1.0) -> Method:
     return Method("Eulerian map, taught", law, lr, 10, warm=True)
 
 
-def aligned(teacher: Net, lr=4e-3, diagonal=0.75, lean=-1.0) -> Method:
+def aligned(teacher: Net, lr=4e-3, diagonal=0.25, lean=-1.0) -> Method:
     """The Eulerian map with its target stopped: MeanFlow with a teacher."""
     law = maps.MeanFlow(teacher, pairs(diagonal, lean))
     return Method("Eulerian map, target stopped, taught", law, lr, 7, warm=True)
@@ -111,7 +111,7 @@ def semigroup(teacher: Net, lr=4e-3, diagonal=0.5, lean=1.0) -> Method:
     return Method("semigroup map, taught", law, lr, 6, warm=True)
 
 
-def distilled(teacher: Net, lr=8e-3, lean=-2.0, steps=8) -> Method:
+def distilled(teacher: Net, lr=4e-3, lean=-1.0, steps=8) -> Method:
     """Consistency distillation."""
     gap = to_end.even(steps)
     law = to_end.ConsistencyDistillation(teacher, gap, times=starts(lean))
@@ -137,13 +137,13 @@ def self_lagrangian(teacher: Net, lr=8e-3, diagonal=0.75, lean=1.0) -> Method:
     return Method("Lagrangian map, self-taught", law, lr, 10, warm=False)
 
 
-def self_eulerian(teacher: Net, lr=8e-3, diagonal=0.5, lean=-1.0) -> Method:
+def self_eulerian(teacher: Net, lr=4e-3, diagonal=0.5, lean=0.0) -> Method:
     """The landing stays as the start moves with the net's own velocity."""
     law = maps.EulerianMap(None, pairs(diagonal, lean))
     return Method("Eulerian map, self-taught", law, lr, 10, warm=False)
 
 
-def self_semigroup(teacher: Net, lr=8e-3, diagonal=0.5, lean=-1.0) -> Method:
+def self_semigroup(teacher: Net, lr=4e-3, diagonal=0.5, lean=0.0) -> Method:
     """A jump lands where two shorter ones do; pairs teach the shortest."""
     law = maps.SemigroupMap(None, pairs(diagonal, lean))
     return Method("semigroup map, self-taught", law, lr, 5, warm=False)
@@ -161,7 +161,7 @@ def meanflow(teacher: Net, lr=4e-3, diagonal=0.5, lean=-1.0) -> Method:
     return Method("MeanFlow", law, lr, 6, warm=False)
 
 
-def improved_meanflow(teacher: Net, lr=2e-3, diagonal=0.25, lean=-1.0) -> Method:
+def improved_meanflow(teacher: Net, lr=4e-3, diagonal=0.75, lean=0.0) -> Method:
     """MeanFlow along the net's own velocity."""
     law = maps.ImprovedMeanFlow(pairs(diagonal, lean))
     return Method("improved MeanFlow", law, lr, 7, warm=False)
@@ -185,7 +185,7 @@ def easy(teacher: Net, lr=2e-3, lean=-1.0, stages=8) -> Method:
     return Method("easy consistency tuning", law, lr, 4, warm=True)
 
 
-def easy_huber(teacher: Net, lr=8e-3, lean=-2.0, stages=6, c=0.1) -> Method:
+def easy_huber(teacher: Net, lr=8e-3, lean=-2.0, stages=8, c=0.1) -> Method:
     """The same with a measure that leans to a mode."""
     gap, measure = to_end.shrinking(stages), pseudo_huber(c)
     law = to_end.ConsistencyTraining(gap, starts(lean), measure)
