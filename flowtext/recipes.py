@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 import flowtext
 from flowtext import measure, nets
+from flowtext.consistency import ConsistencyTraining
 from flowtext.data import Batches, load, minibatches
 from flowtext.fit import Step, fading, fit, read
 from flowtext.guide import drop_labels
@@ -147,9 +148,33 @@ def digits_map_dit() -> Recipe:
     return image_student(lambda: nets.DiT(1, 8, labels=10), 1300, 4e-3)
 
 
-def mnist_map() -> Recipe:
+def mnist_map_distilled() -> Recipe:
     """The flow map of MNIST's teacher."""
     return image_map(mnist_flow(), "mnist-flow", batch=64, steps=5000)
+
+
+def mnist_map_scratch() -> Recipe:
+    """A flow map of MNIST that has no teacher: its own diagonal is one."""
+    objective = LagrangianMap(None, ordered(diagonal=0.75))
+    return replace(
+        mnist_map_distilled(),
+        about="Lagrangian flow map, self-taught",
+        objective=drop_labels(objective, 0.1),
+        steps=12_000,
+        lr=2e-3,
+        begin="",
+    )
+
+
+def mnist_consistency() -> Recipe:
+    """MNIST's teacher, tuned to jump to the data without being asked again."""
+    return replace(
+        mnist_map_distilled(),
+        about="easy consistency tuning of mnist-flow",
+        objective=drop_labels(ConsistencyTraining(), 0.1),
+        steps=8000,
+        passes=4,
+    )
 
 
 def cifar10_map() -> Recipe:
@@ -208,7 +233,9 @@ RECIPES = {
         digits_map_unet,
         digits_map_mlp,
         digits_map_dit,
-        mnist_map,
+        mnist_map_distilled,
+        mnist_map_scratch,
+        mnist_consistency,
         cifar10_map,
     )
 }
