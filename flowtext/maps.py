@@ -67,14 +67,14 @@ def along_start(
 
     The tangent is (v, 1, 0) on (x, s, t).
     """
-    return jvp(lambda x, s: net(x, s, t, y), (x, s), (v, torch.ones_like(s)))
+    return _forward(lambda x, s: net(x, s, t, y), (x, s), (v, torch.ones_like(s)))
 
 
 def along_end(
     net: Net, x: State, s: Time, t: Time, y: Label | None = None
 ) -> tuple[State, State]:
     """u, and its derivative du/dt as the end moves on; the tangent is 1 on t."""
-    return jvp(lambda t: net(x, s, t, y), (t,), (torch.ones_like(t),))
+    return _forward(lambda t: net(x, s, t, y), (t,), (torch.ones_like(t),))
 
 
 def lagrangian(
@@ -379,6 +379,15 @@ def _known(
             return _where(point.t == t, point.v, own)
 
     return v
+
+
+def _forward(f: Callable, at: tuple, along: tuple) -> tuple[State, State]:
+    """The value of f and its derivative, both in the precision of `at`.
+
+    Autocast would hand weights and tangents of two precisions to a convolution.
+    """
+    with torch.autocast(at[0].device.type, enabled=False):
+        return jvp(f, at, tuple(d.to(a) for d, a in zip(along, at, strict=True)))
 
 
 def _where(condition: Bool[Tensor, " b"], one: State, two: State) -> State:

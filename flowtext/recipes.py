@@ -155,26 +155,16 @@ def mnist_map_distilled() -> Recipe:
 
 def mnist_map_scratch() -> Recipe:
     """A flow map of MNIST that has no teacher: its own diagonal is one."""
-    objective = LagrangianMap(None, ordered(diagonal=0.75))
-    return replace(
-        mnist_map_distilled(),
-        about="Lagrangian flow map, self-taught",
-        objective=drop_labels(objective, 0.1),
-        steps=12_000,
-        lr=2e-3,
-        begin="",
-    )
+    law = drop_labels(LagrangianMap(None, ordered(diagonal=0.75)), 0.1)
+    base = replace(mnist_map_distilled(), about="Lagrangian flow map, self-taught")
+    return replace(base, objective=law, steps=12_000, lr=2e-3, begin="")
 
 
 def mnist_consistency() -> Recipe:
     """MNIST's teacher, tuned to jump to the data without being asked again."""
-    return replace(
-        mnist_map_distilled(),
-        about="easy consistency tuning of mnist-flow",
-        objective=drop_labels(ConsistencyTraining(), 0.1),
-        steps=8000,
-        passes=4,
-    )
+    base, law = mnist_map_distilled(), drop_labels(ConsistencyTraining(), 0.1)
+    base = replace(base, about="easy consistency tuning of mnist-flow", passes=4)
+    return replace(base, objective=law, steps=8000)
 
 
 def cifar10_map() -> Recipe:

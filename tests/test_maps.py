@@ -407,6 +407,26 @@ def test_one_pass_and_two_passes_have_one_gradient():
     assert float(two) == pytest.approx(float(one), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", [LagrangianMap, EulerianMap, MeanFlow])
+def test_derivatives_keep_the_precision_of_the_weights(kind):
+    """A GPU computes a net in half precision, where a tangent would not fit."""
+    torch.manual_seed(0)
+    teacher, net = UNet(1, (8, 8)), UNet(1, (8, 8))
+    x1 = torch.randn(32, 1, 4, 4)
+
+    def loss():
+        return kind(teacher, inner)(net, x1, generator=seeded()).mean()
+
+    expected = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x1, x1[:, 0, 0, 0], x1[:, 0, 0, 0]).dtype == torch.bfloat16
+        found = loss()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)
+    found.backward()
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+
+
 # One method as another
 
 
