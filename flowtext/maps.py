@@ -384,7 +384,7 @@ def _known(
 def _forward(f: Callable, at: tuple, along: tuple) -> tuple[State, State]:
     """The value of f and its derivative, both in the precision of `at`.
 
-    Autocast would hand weights and tangents of two precisions to a convolution.
+    Under autocast some layers get a state and a tangent of two precisions.
     """
     with torch.autocast(at[0].device.type, enabled=False):
         return jvp(f, at, tuple(d.to(a) for d, a in zip(along, at, strict=True)))
