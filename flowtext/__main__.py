@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,16 +24,19 @@ def fit(name: str, seed: int, minutes: float) -> None:
     RUNS.mkdir(exist_ok=True)
     begin, number = time.monotonic(), 0
     training = recipes.train(name, seed, keep=run.with_suffix(".pt"))
-    for step in tqdm(training, total=recipe.steps, mininterval=5):
-        number = step.number
-        if time.monotonic() - begin > 60 * minutes:
-            break
-    training.close()
     log = run.with_suffix(".json")
     slices = json.loads(log.read_text()) if log.exists() else []
+    try:
+        for step in tqdm(training, total=recipe.steps, mininterval=5):
+            number = step.number
+            if time.monotonic() - begin > 60 * minutes:
+                break
+    finally:  # also when it is interrupted
+        training.close()
+        if number:
+            slices.append({"until": number, "seconds": time.monotonic() - begin})
+            log.write_text(json.dumps(slices))
     if number:
-        slices.append({"until": number, "seconds": time.monotonic() - begin})
-        log.write_text(json.dumps(slices))
         print(f"{name}: step {number} of {recipe.steps}, loss {step.loss:.4f}")
     if number == recipe.steps:
         seconds = round(sum(part["seconds"] for part in slices), 1)
@@ -123,8 +127,12 @@ def main(words: list[str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt
     sys.exit(main(sys.argv[1:]))

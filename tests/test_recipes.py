@@ -140,6 +140,25 @@ def test_training_in_slices_gives_the_same_weights(workshop):
     assert [part["until"] for part in log] == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_interrupted_run_keeps_its_steps_and_its_seconds(workshop, monkeypatch):
+    whole = recipes.train
+
+    def interrupted(name, seed, keep):
+        for step in whole(name, seed, keep):
+            yield step
+            if step.number == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "train", interrupted)
+        assert shell.main(["fit", "tiny-flow"]) == 130
+    log = workshop / "runs" / "tiny-flow-0.json"
+    (first,) = json.loads(log.read_text())
+    assert first["until"] == 2
+    assert shell.main(["fit", "tiny-flow"]) == 0
+    assert [part["until"] for part in json.loads(log.read_text())] == [2, 6]
+
+
 def test_the_average_is_what_is_kept(workshop):
     *_, last = recipes.train("tiny-flow", 0)
     shell.main(["fit", "tiny-flow"])
