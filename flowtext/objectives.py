@@ -114,8 +114,8 @@ def pseudo_huber(c: float) -> Callable[[State], Loss]:
     """A measure of misses: their square while below c, their size above.
 
     sqrt(m^2 + c^2) - c of the root mean square m. With random targets it leans from the
-    mean towards a mode. Raises ValueError unless c > 0. Source: Song and Dhariwal 2024
-    (arXiv 2310.14189).
+    mean towards the median. Raises ValueError unless c > 0. Source: Song and Dhariwal
+    2024 (arXiv 2310.14189).
     """
     if not c > 0:
         raise ValueError(f"got c {c}, expected it above 0")
